@@ -1,0 +1,187 @@
+// Package wire has the few types that agent and server say to each other: the
+// hello, the signed install script and the events. What is decoded here is
+// decoded strictly: an unknown key, a missing value or trailing bytes are an
+// error that names them.
+package wire
+
+import (
+	"fmt"
+	"time"
+
+	"rookery/disklayout"
+)
+
+// Paths of the agent's API, all below the server's HTTPS address.
+const (
+	PathHello  = "/v1/hello"  // POST Hello, answers Welcome
+	PathScript = "/v1/script" // GET with the Welcome's token, answers Envelope
+	PathEvents = "/v1/events" // POST []Event with the token, answers 204
+)
+
+// Paths of the files that hang on the signature and are served by plain HTTP.
+const (
+	PathManifests = "/manifests/" // + digest: the image's OCI manifest
+	PathTorrents  = "/torrents/"  // + digest: a layer's metainfo file
+	PathLayers    = "/layers/"    // + digest: a layer, with ranges
+	PathAnnounce  = "/announce"   // BEP 3 HTTP tracker
+	PathScrape    = "/scrape"     // BEP 48
+)
+
+// Bounds of what is accepted from the network, in bytes.
+const (
+	MaxHello  = 256 << 10
+	MaxScript = 1 << 20
+	MaxEvents = 1 << 20
+)
+
+// A Hello is the first thing an agent says: what machine this is.
+type Hello struct {
+	Boot      string    `json:"boot"` // random, one per start of the agent
+	Inventory Inventory `json:"inventory"`
+}
+
+// An Inventory is what the agent found in the machine.
+type Inventory struct {
+	UUID     string              `json:"uuid,omitempty"` // SMBIOS system UUID
+	Serial   string              `json:"serial,omitempty"`
+	Vendor   string              `json:"vendor,omitempty"`
+	Product  string              `json:"product,omitempty"`
+	Firmware disklayout.Firmware `json:"firmware"`
+	Arch     string              `json:"arch"` // as GOARCH writes it
+	CPUs     int                 `json:"cpus"`
+	Memory   int64               `json:"memory"` // bytes
+	NICs     []NIC               `json:"nics"`
+	Disks    []disklayout.Disk   `json:"disks"`
+}
+
+// A NIC is one network interface.
+type NIC struct {
+	Name    string `json:"name"`
+	MAC     string `json:"mac"` // lower case, colons
+	Driver  string `json:"driver,omitempty"`
+	Carrier bool   `json:"carrier"`
+	Address string `json:"address,omitempty"` // CIDR, while the agent runs
+}
+
+// A Welcome is the answer to a hello.
+type Welcome struct {
+	Do    Do     `json:"do"`
+	Node  string `json:"node,omitempty"`  // the node's name, once it has one
+	Token string `json:"token,omitempty"` // for the script and the events
+	Why   string `json:"why,omitempty"`   // for the console, while waiting
+}
+
+// Do is what the server wants of a machine that said hello.
+type Do string
+
+// What a server can want.
+const (
+	Wait    Do = "wait"    // not accepted yet: show the MAC and ask again
+	Install Do = "install" // fetch the script and carry it out
+	Local   Do = "local"   // installed already: start from the own disk
+)
+
+// A Script tells one node what to do. It is rendered by the server and signed.
+type Script struct {
+	Version    int               `json:"version"` // 1
+	ID         string            `json:"id"`      // of this installation; also the seed of the plan's UUIDs
+	Node       string            `json:"node"`
+	Image      Image             `json:"image"`
+	Transports []string          `json:"transports"` // "bittorrent", "http": in order
+	Layout     disklayout.Layout `json:"layout"`
+	Identity   Identity          `json:"identity"`
+	SeedFor    int               `json:"seedFor"`   // seconds to linger at the most
+	Ending     Ending            `json:"ending"`    // after success
+	OnFailure  Ending            `json:"onFailure"` // after a failure
+}
+
+// An Image names one immutable version of an image.
+type Image struct {
+	Name     string `json:"name"`     // "debian12:1", for people
+	Manifest Digest `json:"manifest"` // what the node trusts
+}
+
+// An Identity is what makes the copy a machine of its own.
+type Identity struct {
+	Hostname       string    `json:"hostname"`
+	Domain         string    `json:"domain,omitempty"`
+	MachineID      string    `json:"machineID"` // 32 hex digits
+	Network        []Network `json:"network,omitempty"`
+	Nameservers    []string  `json:"nameservers,omitempty"`
+	AuthorizedKeys []string  `json:"authorizedKeys,omitempty"` // root's, in authorized_keys form
+	KernelArgs     string    `json:"kernelArgs,omitempty"`     // added to the installed kernel's command line
+	Serial         string    `json:"serial,omitempty"`         // "ttyS0,115200": console of kernel, loader and login
+}
+
+// A Network is the configuration of one interface of the installed system.
+type Network struct {
+	MAC     string `json:"mac"`               // which interface
+	Address string `json:"address,omitempty"` // CIDR; "" means DHCP
+	Gateway string `json:"gateway,omitempty"`
+}
+
+// An Ending is what happens to the machine after the last step.
+type Ending string
+
+// The endings. Exit is for an agent that is not the first process.
+const (
+	Reboot   Ending = "reboot"
+	Poweroff Ending = "poweroff"
+	Shell    Ending = "shell"
+	Exit     Ending = "exit"
+)
+
+// A Phase is one step of an installation, as it is reported.
+type Phase string
+
+// The phases, in their order.
+const (
+	PhaseBoot      Phase = "boot"
+	PhaseNetwork   Phase = "network"
+	PhaseHello     Phase = "hello"
+	PhaseScript    Phase = "script"
+	PhasePlan      Phase = "plan"
+	PhasePartition Phase = "partition"
+	PhaseFetch     Phase = "fetch"
+	PhaseFixup     Phase = "fixup"
+	PhaseLoader    Phase = "loader"
+	PhaseLinger    Phase = "linger"
+	PhaseEnd       Phase = "end"
+)
+
+// A State is how far a phase is.
+type State string
+
+// The states of a phase. A Log event only carries a line for the log.
+const (
+	Started  State = "started"
+	Progress State = "progress"
+	Finished State = "finished"
+	Failed   State = "failed"
+	Log      State = "log"
+)
+
+// An Event is one thing that happened on a node.
+type Event struct {
+	Boot  string    `json:"boot"` // the Hello's
+	Seq   int       `json:"seq"`  // from 1, per boot; a repeated event is ignored
+	Time  time.Time `json:"time"`
+	Phase Phase     `json:"phase"`
+	State State     `json:"state"`
+	Text  string    `json:"text,omitempty"` // what is being done; the error, when failed; the line, of a log
+	Took  float64   `json:"took,omitempty"` // seconds, when finished or failed
+	Fetch *Transfer `json:"fetch,omitempty"`
+}
+
+// A Transfer is how far the image is.
+type Transfer struct {
+	Total      int64 `json:"total"` // bytes of the layers
+	Done       int64 `json:"done"`  // verified
+	FromServer int64 `json:"fromServer"`
+	FromPeers  int64 `json:"fromPeers"`
+	Uploaded   int64 `json:"uploaded"`
+	Peers      int   `json:"peers"` // connected now
+	Rate       int64 `json:"rate"`  // bytes a second, lately
+}
+
+func (n NIC) String() string { return fmt.Sprintf("%s (%s)", n.Name, n.MAC) }
