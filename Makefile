@@ -1,0 +1,63 @@
+# Rookery: build, test, demo. `make` alone lists the targets.
+#
+# Everything that is made lands in out/; what took long to fetch in out/cache/.
+
+NODES    ?= 3
+FUZZTIME ?= 10s
+
+# Pinned here and not in go.mod: a linter is no dependency of the programs.
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+KERNEL = out/cache/kernel/vmlinuz
+IMAGE  = out/cache/debian12.tar
+
+.DELETE_ON_ERROR:
+.PHONY: help deps build kernel image demo test unit vm fuzz lint clean
+
+help: ## lists the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+deps: ## installs the Debian packages that are missing; checks Go
+	@scripts/deps
+
+build: ## builds the programs, static, into out/bin
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o out/bin/ ./cmd/...
+
+kernel: $(KERNEL) ## fetches Debian's kernel for virtual machines into out/cache/kernel
+$(KERNEL): scripts/kernel | deps
+	scripts/kernel $(@D)
+
+image: $(IMAGE) ## makes the demo's Debian 12 root filesystem, out/cache/debian12.tar
+$(IMAGE): scripts/image | deps
+	scripts/image $@
+
+demo: deps build kernel image ## installs NODES=3 virtual machines over a private network
+	out/bin/rookery-demo --nodes $(NODES)
+
+test: ## lint, unit, vm: everything that must pass
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) vm
+
+unit: deps build kernel ## unit and namespace tests with the race detector
+	go test -race -timeout 3m $$(go list ./... | grep -v '/qemu-tests')
+
+vm: deps build kernel image ## stories in virtual machines; slow
+	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs
+	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m ./qemu-tests/...
+
+fuzz: ## each fuzz target for FUZZTIME=10s
+	@grep -rn --include='*_test.go' '^func Fuzz' . | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \
+	while read -r dir name; do \
+		echo "fuzz $$dir $$name"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; \
+	done
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	[ -z "$$unformatted" ] || { echo "lint: not gofmt'ed:" $$unformatted >&2; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+clean: ## removes out/, the cache of kernel and image too
+	rm -rf out
