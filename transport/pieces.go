@@ -1,0 +1,287 @@
+package transport
+
+import (
+	"context"
+	"crypto/sha1"
+	"fmt"
+	"io"
+	"iter"
+	"sync"
+)
+
+// Pieces are the pieces of one layer on their way in. A piece is hashed once,
+// when it arrives, and is then good for every use. All methods may be called
+// at any time by anybody; none waits for a watcher.
+type Pieces struct {
+	info  Info
+	store Storage
+	done  chan struct{} // closed with the last piece
+
+	mu        sync.Mutex
+	has       []bool
+	claimed   []bool // some source is fetching it
+	preferred []bool
+	order     []int         // what is complete, in the order it came; only grows
+	more      chan struct{} // closed and replaced when order grows
+	bytes     int64         // verified
+	arrived   int64         // received, verified or not
+	server    int64
+	peers     int64
+	uploaded  int64
+}
+
+// NewPieces is a layer of which nothing is there yet. Piece n is kept in store
+// at n times the piece length.
+func NewPieces(info Info, store Storage) *Pieces {
+	return &Pieces{
+		info:      info,
+		store:     store,
+		done:      make(chan struct{}),
+		has:       make([]bool, len(info.Hashes)),
+		claimed:   make([]bool, len(info.Hashes)),
+		preferred: make([]bool, len(info.Hashes)),
+		more:      make(chan struct{}),
+	}
+}
+
+// Info is the torrent of the layer.
+func (p *Pieces) Info() Info { return p.info }
+
+// AllDone says that the storage holds everything already, as a seeder's does.
+// Nothing is hashed: a peer that gets other bytes will refuse them.
+func (p *Pieces) AllDone() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for n := range p.has {
+		p.complete(n)
+	}
+}
+
+// Put checks the bytes of piece n, keeps them and tells the watchers. It ends
+// the claim on n when it succeeds. The error is ErrBadPiece when the bytes are
+// wrong and ErrStorage when they cannot be kept. A piece that is there already
+// is not looked at again.
+func (p *Pieces) Put(n int, b []byte, from Origin) error {
+	if n < 0 || n >= len(p.info.Hashes) {
+		return fmt.Errorf("piece %d of %d: %w", n, len(p.info.Hashes), ErrBadPiece)
+	}
+	if want := p.info.PieceSize(n); len(b) != want {
+		return fmt.Errorf("piece %d: %d bytes, want %d: %w", n, len(b), want, ErrBadPiece)
+	}
+	if p.Has(n) {
+		return nil
+	}
+	if sha1.Sum(b) != p.info.Hashes[n] {
+		return fmt.Errorf("piece %d: %w", n, ErrBadPiece)
+	}
+	if _, err := p.store.WriteAt(b, int64(n)*p.info.PieceLength); err != nil {
+		return fmt.Errorf("piece %d: %w: %w", n, ErrStorage, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.complete(n) {
+		return nil // somebody else wrote the same bytes meanwhile
+	}
+	if from == FromServer {
+		p.server += int64(len(b))
+	} else {
+		p.peers += int64(len(b))
+	}
+	return nil
+}
+
+// complete marks piece n, with mu held, and says whether that is news.
+func (p *Pieces) complete(n int) bool {
+	if p.has[n] {
+		return false
+	}
+	size := int64(p.info.PieceSize(n))
+	p.has[n], p.claimed[n] = true, false
+	p.bytes += size
+	p.arrived += size
+	p.order = append(p.order, n)
+	close(p.more)
+	p.more = make(chan struct{})
+	if len(p.order) == len(p.has) {
+		close(p.done)
+	}
+	return true
+}
+
+// Has says whether piece n is complete.
+func (p *Pieces) Has(n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return n >= 0 && n < len(p.has) && p.has[n]
+}
+
+// Missing is the number of pieces that are not complete.
+func (p *Pieces) Missing() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.has) - len(p.order)
+}
+
+// Done is closed when everything is there.
+func (p *Pieces) Done() <-chan struct{} { return p.done }
+
+// Transfer counts bytes: verified in all, of these received from a server and
+// from peers, and sent to others.
+func (p *Pieces) Transfer() (done, fromServer, fromPeers, uploaded int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.bytes, p.server, p.peers, p.uploaded
+}
+
+// Received adds n bytes that came in but are not a whole piece yet: a sign of
+// life for who watches Arrived.
+func (p *Pieces) Received(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.arrived += int64(n)
+}
+
+// Sent adds n bytes to what was uploaded.
+func (p *Pieces) Sent(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.uploaded += int64(n)
+}
+
+// Arrived grows whenever anything arrives. Only its changes have a meaning.
+func (p *Pieces) Arrived() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.arrived
+}
+
+// Prefer asks for the pieces of n bytes from off before all others.
+func (p *Pieces) Prefer(off, n int64) {
+	first, end := p.span(off, n)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := first; i < end; i++ {
+		p.preferred[i] = true
+	}
+}
+
+// Claim chooses a piece that is neither complete nor claimed and claims it for
+// the caller, who will Put or Release it. Preferred pieces come first, then
+// the one with the lowest rank; rank says false for a piece the caller cannot
+// get. It must not call p.
+func (p *Pieces) Claim(rank func(n int) (int64, bool)) (n int, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n = -1
+	var best int64
+	for i := range p.has {
+		if p.has[i] || p.claimed[i] {
+			continue
+		}
+		r, can := rank(i)
+		if !can {
+			continue
+		}
+		if n < 0 || p.preferred[i] && !p.preferred[n] || p.preferred[i] == p.preferred[n] && r < best {
+			n, best = i, r
+		}
+	}
+	if n < 0 {
+		return 0, false
+	}
+	p.claimed[n] = true
+	return n, true
+}
+
+// Release gives up the claim on piece n.
+func (p *Pieces) Release(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.claimed[n] = false
+}
+
+// ReadAt reads bytes of complete pieces and refuses all others.
+func (p *Pieces) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(b)) > p.info.Length {
+		return 0, fmt.Errorf("%d bytes at %d of %d: %w", len(b), off, p.info.Length, io.ErrUnexpectedEOF)
+	}
+	if n, ok := p.lacks(off, int64(len(b))); ok {
+		return 0, fmt.Errorf("piece %d is not there", n)
+	}
+	n, err := p.store.ReadAt(b, off)
+	if n == len(b) {
+		return n, nil // a ReaderAt may say EOF with the last byte
+	}
+	return n, err
+}
+
+// Since returns the pieces completed after the first i, in the order they came,
+// and a channel that is closed when there are more. The slice is not to be changed.
+func (p *Pieces) Since(i int) ([]int, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.order[i:len(p.order):len(p.order)], p.more
+}
+
+// Completed is every complete piece once: those that are there, then each as
+// it comes. It ends after the last one, or with ctx.
+func (p *Pieces) Completed(ctx context.Context) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for seen := 0; seen < len(p.has); {
+			fresh, more := p.Since(seen)
+			for _, n := range fresh {
+				if ctx.Err() != nil || !yield(n) {
+					return
+				}
+			}
+			seen += len(fresh)
+			if len(fresh) > 0 {
+				continue
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-more:
+			}
+		}
+	}
+}
+
+// Wait returns when all of the n bytes from off are there, or with the error
+// of ctx.
+func (p *Pieces) Wait(ctx context.Context, off, n int64) error {
+	for {
+		_, more := p.Since(0)
+		if _, lacking := p.lacks(off, n); !lacking {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-more:
+		}
+	}
+}
+
+// lacks names a piece of the range that is not complete, if there is one.
+func (p *Pieces) lacks(off, n int64) (int, bool) {
+	first, end := p.span(off, n)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := first; i < end; i++ {
+		if !p.has[i] {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// span is the pieces [first, end) that the n bytes from off touch, cut to the layer.
+func (p *Pieces) span(off, n int64) (first, end int) {
+	off, n = max(off, 0), min(n, p.info.Length) // no sum below overflows
+	if n <= 0 || off >= p.info.Length {
+		return 0, 0
+	}
+	last := min(off+n, p.info.Length) - 1
+	return int(off / p.info.PieceLength), int(last/p.info.PieceLength) + 1
+}
