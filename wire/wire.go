@@ -185,3 +185,15 @@ type Transfer struct {
 }
 
 func (n NIC) String() string { return fmt.Sprintf("%s (%s)", n.Name, n.MAC) }
+
+// ServerName is the name the server's certificate carries, whatever its address.
+const ServerName = "rookery"
+
+// SiteFile is where the initramfs keeps the Site.
+const SiteFile = "/etc/rookery/site.json"
+
+// A Site is what an agent trusts, packed into its initramfs.
+type Site struct {
+	Key []byte `json:"key"` // Ed25519 public key, 32 bytes: signs scripts
+	CA  string `json:"ca"`  // PEM: issues the server's certificate
+}
