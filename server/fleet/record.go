@@ -1,0 +1,260 @@
+package fleet
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"rookery/disklayout"
+	"rookery/wire"
+)
+
+// A Node is the record of one machine: how it is known, and what it is to be.
+type Node struct {
+	Name string `json:"name" yaml:"name"` // also its host name
+
+	// A machine is known by the MAC address of any of its interfaces, else by
+	// its SMBIOS UUID, else by its serial number. The first MAC address is that
+	// of the interface which gets Address.
+	MACs   []string `json:"macs,omitempty" yaml:"macs,omitempty"`
+	UUID   string   `json:"uuid,omitempty" yaml:"uuid,omitempty"`
+	Serial string   `json:"serial,omitempty" yaml:"serial,omitempty"`
+
+	Address string `json:"address,omitempty" yaml:"address,omitempty"` // "10.0.0.7/24"; "" means DHCP
+
+	// Boot is what the machine's next start from the network does: install or
+	// local; "" is install for a new record. It counts when it changes: a node
+	// that is installed stays so, however often its record is applied.
+	Boot wire.Do `json:"boot,omitempty" yaml:"boot,omitempty"`
+
+	Settings `yaml:",inline"`
+}
+
+// Settings are what nodes can share; what a node leaves out comes from the
+// Defaults record, and then from the program.
+type Settings struct {
+	Image          string      `json:"image,omitempty" yaml:"image,omitempty"`   // "debian12", "debian12:1"
+	Layout         string      `json:"layout,omitempty" yaml:"layout,omitempty"` // name of a Layout record
+	Gateway        string      `json:"gateway,omitempty" yaml:"gateway,omitempty"`
+	Nameservers    []string    `json:"nameservers,omitempty" yaml:"nameservers,omitempty"`
+	Domain         string      `json:"domain,omitempty" yaml:"domain,omitempty"`
+	AuthorizedKeys []string    `json:"authorizedKeys,omitempty" yaml:"authorizedKeys,omitempty"` // root's
+	KernelArgs     string      `json:"kernelArgs,omitempty" yaml:"kernelArgs,omitempty"`
+	Console        string      `json:"console,omitempty" yaml:"console,omitempty"` // serial, "ttyS0,115200"
+	Transports     []string    `json:"transports,omitempty" yaml:"transports,omitempty"`
+	SeedFor        *int        `json:"seedFor,omitempty" yaml:"seedFor,omitempty"` // seconds
+	Ending         wire.Ending `json:"ending,omitempty" yaml:"ending,omitempty"`
+	OnFailure      wire.Ending `json:"onFailure,omitempty" yaml:"onFailure,omitempty"`
+}
+
+// over fills what s leaves out from d.
+func (s Settings) over(d Settings) Settings {
+	word := func(s *string, d string) {
+		if *s == "" {
+			*s = d
+		}
+	}
+	list := func(s *[]string, d []string) {
+		if len(*s) == 0 {
+			*s = d
+		}
+	}
+	word(&s.Image, d.Image)
+	word(&s.Layout, d.Layout)
+	word(&s.Gateway, d.Gateway)
+	list(&s.Nameservers, d.Nameservers)
+	word(&s.Domain, d.Domain)
+	list(&s.AuthorizedKeys, d.AuthorizedKeys)
+	word(&s.KernelArgs, d.KernelArgs)
+	word(&s.Console, d.Console)
+	list(&s.Transports, d.Transports)
+	if s.SeedFor == nil {
+		s.SeedFor = d.SeedFor
+	}
+	word((*string)(&s.Ending), string(d.Ending))
+	word((*string)(&s.OnFailure), string(d.OnFailure))
+	return s
+}
+
+// program is what nobody needs to say.
+var program = Settings{
+	Transports: []string{"bittorrent", "http"},
+	SeedFor:    new(300),
+	Ending:     wire.Reboot,
+	OnFailure:  wire.Shell,
+}
+
+// records are all that was declared. The maps are never changed once others
+// can see them.
+type records struct {
+	nodes    map[string]Node
+	layouts  map[string]disklayout.Layout
+	defaults Settings
+}
+
+func (r records) settings(n Node) Settings { return n.Settings.over(r.defaults).over(program) }
+
+// layout is the layout of that name; "" is the program's own.
+func (r records) layout(name string) (disklayout.Layout, error) {
+	if name == "" {
+		return disklayout.Default(), nil
+	}
+	l, ok := r.layouts[name]
+	if !ok {
+		return l, fmt.Errorf("no layout %q", name)
+	}
+	return l, nil
+}
+
+// A keyError is a reason with the key of the record that it is about.
+type keyError struct {
+	key string
+	err error
+}
+
+func (e *keyError) Error() string { return e.key + ": " + e.err.Error() }
+func (e *keyError) Unwrap() error { return e.err }
+
+func bad(key, format string, args ...any) error { return &keyError{key, fmt.Errorf(format, args...)} }
+
+// normal writes the addresses of n in their one form, where they have one.
+func (n Node) normal() Node {
+	macs := make([]string, len(n.MACs))
+	for i, m := range n.MACs {
+		macs[i] = normalMAC(m)
+	}
+	n.MACs = macs
+	n.UUID = strings.ToLower(n.UUID)
+	return n
+}
+
+func normalMAC(s string) string {
+	if mac, err := net.ParseMAC(s); err == nil {
+		return mac.String()
+	}
+	return s
+}
+
+// check says what is wrong with n by itself.
+func (n Node) check() error {
+	if err := wire.CheckHostname(n.Name); err != nil {
+		return &keyError{"name", err}
+	}
+	if len(n.MACs) == 0 && n.UUID == "" && n.Serial == "" {
+		return bad("macs", "missing, and there is no uuid or serial to know the machine by")
+	}
+	for _, m := range n.MACs {
+		mac, err := net.ParseMAC(m)
+		if err != nil || len(mac) != 6 {
+			return bad("macs", "%.80q is not a MAC address such as 52:54:00:12:34:56", m)
+		}
+		if mac[0]&1 != 0 || bytes.Equal(mac, make([]byte, 6)) {
+			return bad("macs", "%s is not the address of one interface", m)
+		}
+	}
+	if n.UUID != "" && !usableUUID(n.UUID) {
+		return bad("uuid", "%.80q is not a machine's own UUID such as 12345678-9abc-def0-1234-56789abcdef0", n.UUID)
+	}
+	switch n.Boot {
+	case "", wire.Install, wire.Local:
+	default:
+		return bad("boot", "%.80q is neither install nor local", string(n.Boot))
+	}
+	if n.Address != "" {
+		p, err := netip.ParsePrefix(n.Address)
+		if err != nil {
+			return bad("address", "%.80q is not an address with a prefix length, such as 10.0.0.7/24", n.Address)
+		}
+		if !hostIn(p) {
+			return bad("address", "%s is not the address of one machine", n.Address)
+		}
+	}
+	return n.Settings.check()
+}
+
+// usableUUID says whether s has the form of a UUID and is not one of those
+// that boards without one of their own show.
+func usableUUID(s string) bool {
+	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
+	return err == nil && len(b) == 16 && len(s) == 36 &&
+		!bytes.Equal(b, bytes.Repeat([]byte{0}, 16)) &&
+		!bytes.Equal(b, bytes.Repeat([]byte{0xff}, 16)) &&
+		s != "03000200-0400-0500-0006-000700080009" // AMI's sample, on many boards of many makers
+}
+
+// hostIn says whether p is an address that one machine can have.
+func hostIn(p netip.Prefix) bool {
+	a := p.Addr()
+	if !a.IsGlobalUnicast() {
+		return false
+	}
+	if !a.Is4() || p.Bits() > 30 { // RFC 3021: a /31 has no network and no broadcast address
+		return true
+	}
+	next := a.Next()
+	return a != p.Masked().Addr() && next.IsValid() && p.Contains(next) // the broadcast address is the last one
+}
+
+// check says what is wrong with s by itself: what the agent would refuse.
+func (s Settings) check() error {
+	if s.Gateway != "" {
+		if _, err := netip.ParseAddr(s.Gateway); err != nil {
+			return bad("gateway", "%.80q is not an IP address", s.Gateway)
+		}
+	}
+	probe := render(Node{Name: "x", Settings: s.over(program)}, disklayout.Default(),
+		Status{ID: strings.Repeat("0", 32)}, wire.Image{Name: "x", Manifest: wire.DigestOf(nil)})
+	return recordKey(probe.Check())
+}
+
+// recordKey turns an error of a script into one of the record it comes from.
+func recordKey(err error) error {
+	if err == nil {
+		return nil
+	}
+	key, reason, ok := strings.Cut(strings.TrimPrefix(err.Error(), "identity."), ": ")
+	if !ok {
+		return err
+	}
+	if record, ok := map[string]string{
+		"serial": "console", "hostname": "name", "network": "address", "image.manifest": "image", "image.name": "image",
+	}[key]; ok {
+		key = record
+	}
+	return &keyError{key, errors.New(reason)}
+}
+
+// checkNode says what is wrong with a node among all records. What is wrong
+// between two nodes is said of both.
+func (r records) checkNode(n Node, ids index, images Images) error {
+	for _, id := range n.ids() {
+		for _, other := range ids[id] {
+			if other != n.Name {
+				return bad(id.key, "%s is that of %s too", id.value, other)
+			}
+		}
+	}
+	s := r.settings(n)
+	if _, err := r.layout(s.Layout); err != nil {
+		return &keyError{"layout", err}
+	}
+	if s.Image == "" && n.Boot != wire.Local {
+		return bad("image", "missing, and the Defaults name none")
+	}
+	if s.Image != "" {
+		if _, err := images(s.Image); err != nil {
+			return &keyError{"image", err}
+		}
+	}
+	if n.Address != "" && s.Gateway != "" {
+		p, gw := netip.MustParsePrefix(n.Address), netip.MustParseAddr(s.Gateway)
+		if !p.Contains(gw) || gw == p.Addr() {
+			return bad("gateway", "%s is not another machine of %s", gw, p.Masked())
+		}
+	}
+	return nil
+}

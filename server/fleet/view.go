@@ -1,0 +1,88 @@
+package fleet
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"rookery/disklayout"
+	"rookery/wire"
+)
+
+// A View is all there is to know of one machine: a node, or a new machine that
+// nobody accepted yet, which has no name and no record.
+type View struct {
+	Name   string `json:"name,omitempty"`
+	New    bool   `json:"new,omitempty"`
+	MAC    string `json:"mac,omitempty"` // to speak of a new machine by
+	Record *Node  `json:"record,omitempty"`
+
+	Next    wire.Do    `json:"next,omitempty"` // install, local; wait: not accepted
+	ID      string     `json:"id,omitempty"`   // of the installation last asked for
+	Image   wire.Image `json:"image,omitzero"` // the version it installs, once it began
+	Address string     `json:"address,omitempty"`
+
+	Phase   wire.Phase     `json:"phase,omitempty"` // the latest
+	State   wire.State     `json:"state,omitempty"` // of that phase: started, finished or failed
+	Text    string         `json:"text,omitempty"`
+	Percent float64        `json:"percent"` // of the image's bytes
+	Phases  []Phase        `json:"phases,omitempty"`
+	Fetch   *wire.Transfer `json:"fetch,omitempty"`
+	Error   *Failure       `json:"error,omitempty"`
+
+	Firmware  disklayout.Firmware `json:"firmware,omitempty"`
+	Inventory *wire.Inventory     `json:"inventory,omitempty"`
+	Boots     []Boot              `json:"boots,omitempty"`
+	Seen      time.Time           `json:"seen,omitzero"`
+	Installed time.Time           `json:"installed,omitzero"`
+}
+
+func view(n Node, s Status) View {
+	v := View{
+		Name: n.Name, Record: &n, Next: s.Next, ID: s.ID, Image: s.Image, Address: n.Address,
+		Text: s.Text, Phases: s.Phases, Fetch: s.Fetch, Error: s.Error,
+		Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
+	}
+	if len(n.MACs) > 0 {
+		v.MAC = n.MACs[0]
+	}
+	if last := len(s.Phases) - 1; last >= 0 {
+		v.Phase, v.State = s.Phases[last].Phase, s.Phases[last].State
+	}
+	if s.Fetch != nil && s.Fetch.Total > 0 {
+		v.Percent = 100 * float64(s.Fetch.Done) / float64(s.Fetch.Total)
+	}
+	if s.Inventory != nil {
+		v.Inventory, v.Firmware = s.Inventory, s.Inventory.Firmware
+	}
+	return v
+}
+
+// Nodes are all nodes by name, then the new machines by MAC address.
+func (f *Fleet) Nodes() []View {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	all := []View{}
+	for _, name := range slices.Sorted(maps.Keys(f.records.nodes)) {
+		all = append(all, view(f.records.nodes[name], f.machines[name].status))
+	}
+	for _, c := range f.newcomers.list() {
+		all = append(all, View{
+			New: true, MAC: c.Inventory.NICs[0].MAC, Next: wire.Wait,
+			Firmware: c.Inventory.Firmware, Inventory: &c.Inventory, Seen: c.Seen,
+		})
+	}
+	return all
+}
+
+// Node is one node, or ErrNotFound.
+func (f *Fleet) Node(name string) (View, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	n, ok := f.records.nodes[name]
+	if !ok {
+		return View{}, fmt.Errorf("node %s: %w", name, ErrNotFound)
+	}
+	return view(n, f.machines[name].status), nil
+}
