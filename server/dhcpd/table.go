@@ -330,7 +330,7 @@ func (t *table) reply(c client, kind dhcpv4.MessageType, addr netip.Addr) outcom
 		if len(boot.File) < 128 {
 			r.BootFileName = boot.File
 		}
-		if len(boot.File) >= 128 || c.req.IsOptionRequested(dhcpv4.OptionBootfileName) {
+		if len(boot.File) >= 128 || c.req.ParameterRequestList().Has(dhcpv4.OptionBootfileName) {
 			r.Options.Update(dhcpv4.OptBootFileName(boot.File))
 		}
 		// RFC 4578, 2.3: some ROMs take no offer that does not name them.
