@@ -12,20 +12,26 @@ import (
 	"rookery/server/dhcpd"
 )
 
-// Leases keeps leases in memory. Its zero value is empty; a non-nil Err is what
-// both methods then return.
+// Leases keeps leases in memory. Its zero value is empty.
 type Leases struct {
 	mu     sync.Mutex
 	leases map[netip.Addr]dhcpd.Lease
-	Err    error
+	err    error
+}
+
+// Fail makes All and Put return err from now on; nil heals them.
+func (m *Leases) Fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = err
 }
 
 // All implements dhcpd.Leases.
 func (m *Leases) All() ([]dhcpd.Lease, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.Err != nil {
-		return nil, m.Err
+	if m.err != nil {
+		return nil, m.err
 	}
 	var all []dhcpd.Lease
 	for _, l := range m.leases {
@@ -38,8 +44,8 @@ func (m *Leases) All() ([]dhcpd.Lease, error) {
 func (m *Leases) Put(l dhcpd.Lease) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.Err != nil {
-		return m.Err
+	if m.err != nil {
+		return m.err
 	}
 	if m.leases == nil {
 		m.leases = map[netip.Addr]dhcpd.Lease{}
