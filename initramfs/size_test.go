@@ -1,0 +1,35 @@
+package initramfs
+
+import (
+	"io"
+	"os"
+	"testing"
+)
+
+// What `make build kernel` leaves behind.
+const (
+	realAgent   = "../out/bin/rookery-agent"
+	realKernel  = "../out/cache/kernel/vmlinuz"
+	realModules = "../out/cache/kernel/modules"
+)
+
+// A machine's boot is the one thing that no other machine helps to serve, so it
+// stays small: DESIGN 11.
+func TestSize(t *testing.T) {
+	const limit = 24 << 20
+	vmlinuz, err := os.Stat(realKernel)
+	if err != nil {
+		t.Skipf("%v: `make kernel` fetches it", err)
+	}
+	if _, err := os.Stat(realAgent); err != nil {
+		t.Skipf("%v: `make build` makes it", err)
+	}
+	sum, err := Build(io.Discard, Config{Agent: realAgent, Modules: realModules, Profile: VM, Site: testSite(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", sum)
+	if total := vmlinuz.Size() + sum.Size; total > limit {
+		t.Errorf("kernel %d + initramfs %d = %d bytes, want at most %d", vmlinuz.Size(), sum.Size, total, limit)
+	}
+}
