@@ -93,7 +93,7 @@ func (d document) title() string {
 	if d.kind == kindDefaults {
 		return "defaults"
 	}
-	return strings.ToLower(d.kind) + " " + d.name
+	return strings.TrimSpace(strings.ToLower(d.kind) + " " + d.name)
 }
 
 // problem says what err has against d, and where.
@@ -131,7 +131,7 @@ func (d document) check() error {
 		return bad("name", "missing")
 	}
 	if err := d.layout.Check(); err != nil {
-		return &keyError{"partitions", err}
+		return bad("partitions", "%s", strings.TrimPrefix(err.Error(), "layout: "))
 	}
 	return nil
 }
@@ -224,15 +224,19 @@ func decode(file string, y *yaml.Node) (document, Problems) {
 	default:
 		return d, Problems{{File: file, Line: lineOf(y, "kind"), Key: "kind", Reason: fmt.Sprintf("%.80q is not one of Node, Layout, Defaults", d.kind)}}
 	}
+	// The library also refuses keys that stand twice and aliases that multiply,
+	// so it comes first.
+	if err := y.Decode(into); err != nil {
+		return d, yamlProblems(file, y, err)
+	}
 	var problems Problems
 	unknownKeys(y, reflect.TypeOf(into).Elem(), func(key *yaml.Node) {
-		problems = append(problems, Problem{File: file, Line: key.Line, Record: d.title(), Key: key.Value, Reason: "unknown key"})
+		if len(problems) <= maxProblems {
+			problems = append(problems, Problem{File: file, Line: key.Line, Record: d.title(), Key: key.Value, Reason: "unknown key"})
+		}
 	})
 	if problems != nil {
 		return d, problems
-	}
-	if err := y.Decode(into); err != nil {
-		return d, yamlProblems(file, y, err)
 	}
 	d.node, d.layout, d.defaults = node.Node.normal(), layout.Layout, defaults.Settings
 	return d, nil

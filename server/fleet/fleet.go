@@ -445,8 +445,9 @@ func (f *Fleet) Script(ctx context.Context, token string) ([]byte, error) {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
 	f.Log.Info("script fetched", "node", name, "id", s.ID, "image", s.Image.Name)
-	if m.status.Script != s.ID {
-		m.status = m.status.fetched(named, s.Image)
+	was := m.status
+	m.status = was.fetched(named, s.Image)
+	if m.status.Script != was.Script || m.status.Named != was.Named || m.status.Image != was.Image {
 		err = f.save(ctx, m.change(name))
 	}
 	return sealed, err

@@ -47,7 +47,7 @@ func (all *newcomers) add(h wire.Hello, now time.Time) (fresh bool) {
 		all.remove(was)
 	}
 	for len(all.byMAC) > 0 && (len(all.byMAC) >= maxNewcomers || all.bytes+c.size > maxNewcomerBytes) {
-		all.remove(slices.MinFunc(all.list(), func(a, b *newcomer) int { return a.Seen.Compare(b.Seen) }))
+		all.remove(all.oldest())
 	}
 	if all.byMAC == nil {
 		all.byMAC = map[string]*newcomer{}
@@ -60,6 +60,15 @@ func (all *newcomers) add(h wire.Hello, now time.Time) (fresh bool) {
 func (all *newcomers) remove(c *newcomer) {
 	delete(all.byMAC, all.key(c.Inventory))
 	all.bytes -= c.size
+}
+
+func (all *newcomers) oldest() (oldest *newcomer) {
+	for _, c := range all.byMAC {
+		if oldest == nil || c.Seen.Before(oldest.Seen) {
+			oldest = c
+		}
+	}
+	return oldest
 }
 
 // list is sorted by MAC address.

@@ -1,0 +1,647 @@
+package fleet_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rookery/disklayout"
+	"rookery/server/fleet"
+	"rookery/server/store"
+	"rookery/wire"
+)
+
+const (
+	mac1 = "52:54:00:00:00:01"
+	mac2 = "52:54:00:00:00:02"
+	uuid = "12345678-9abc-def0-1234-56789abcdef0"
+)
+
+var (
+	siteKey = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	boots   = []string{strings.Repeat("a", 32), strings.Repeat("b", 32), strings.Repeat("c", 32)}
+)
+
+// A site is a fleet whose server can be restarted and whose images can change.
+type site struct {
+	*fleet.Fleet
+	t      testing.TB
+	store  store.Store
+	newest map[string]string // image to version
+}
+
+func newSite(t testing.TB) *site {
+	s := &site{t: t, store: store.Memory(), newest: map[string]string{"debian12": "1"}}
+	s.restart()
+	return s
+}
+
+func (s *site) restart() {
+	s.t.Helper()
+	f, err := fleet.New(s.t.Context(), fleet.Config{
+		Store: s.store, Images: s.resolve, Key: siteKey, TokenKey: []byte("tokens"), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		s.t.Fatalf("New: %v", err)
+	}
+	s.Fleet = f
+}
+
+func (s *site) resolve(name string) (wire.Image, error) {
+	base, tag, _ := strings.Cut(name, ":")
+	newest, ok := s.newest[base]
+	if !ok {
+		return wire.Image{}, fmt.Errorf("%q is not published", name)
+	}
+	if tag == "" {
+		tag = newest
+	}
+	return wire.Image{Name: base + ":" + tag, Manifest: wire.DigestOf([]byte(base + ":" + tag))}, nil
+}
+
+func (s *site) apply(yaml string) []string {
+	s.t.Helper()
+	done, err := s.Apply(s.t.Context(), fleet.File{Name: "site.yaml", Data: yaml})
+	if err != nil {
+		s.t.Fatalf("Apply: %v", err)
+	}
+	return done
+}
+
+func (s *site) hello(boot string, macs ...string) wire.Welcome {
+	s.t.Helper()
+	w, err := s.Hello(s.t.Context(), hello(boot, macs...))
+	if err != nil {
+		s.t.Fatalf("Hello: %v", err)
+	}
+	return w
+}
+
+func hello(boot string, macs ...string) wire.Hello {
+	h := wire.Hello{Boot: boot, Inventory: wire.Inventory{
+		Firmware: disklayout.UEFI, Arch: "amd64",
+		Disks: []disklayout.Disk{{Name: "vda", Path: "/dev/vda", Size: 8 << 30}},
+	}}
+	if len(macs) > 0 && macs[0] == mac1 {
+		h.Inventory.UUID = uuid
+	}
+	for i, m := range macs {
+		h.Inventory.NICs = append(h.Inventory.NICs, wire.NIC{Name: fmt.Sprintf("eth%d", i), MAC: m, Carrier: true})
+	}
+	return h
+}
+
+func (s *site) script(token string) ([]byte, wire.Script) {
+	s.t.Helper()
+	sealed, err := s.Script(s.t.Context(), token)
+	if err != nil {
+		s.t.Fatalf("Script: %v", err)
+	}
+	script, err := wire.Open(sealed, siteKey.Public().(ed25519.PublicKey))
+	if err != nil {
+		s.t.Fatalf("Open: %v", err)
+	}
+	return sealed, script
+}
+
+func (s *site) report(token string, events ...wire.Event) {
+	s.t.Helper()
+	if err := s.Report(s.t.Context(), token, events); err != nil {
+		s.t.Fatalf("Report: %v", err)
+	}
+}
+
+func (s *site) node(name string) fleet.View {
+	s.t.Helper()
+	v, err := s.Node(name)
+	if err != nil {
+		s.t.Fatalf("Node: %v", err)
+	}
+	return v
+}
+
+func event(boot string, seq int, phase wire.Phase, state wire.State) wire.Event {
+	return wire.Event{Boot: boot, Seq: seq, Phase: phase, State: state}
+}
+
+const oneNode = `
+kind: Node
+name: n1
+macs: [52:54:00:00:00:01]
+address: 10.0.0.7/24
+gateway: 10.0.0.1
+image: debian12
+`
+
+func TestAnUnknownMachineBecomesANode(t *testing.T) {
+	s := newSite(t)
+	w := s.hello(boots[0], mac1)
+	if w.Do != wire.Wait || !strings.Contains(w.Why, mac1) || w.Token != "" {
+		t.Errorf("an unknown machine is told %+v, want to wait and its MAC address", w)
+	}
+	if h, known := s.Host(mac1, uuid); known {
+		t.Errorf("Host knows an unknown machine: %+v", h)
+	}
+	all := s.Nodes()
+	if len(all) != 1 || !all[0].New || all[0].MAC != mac1 || all[0].Firmware != disklayout.UEFI {
+		t.Fatalf("Nodes: %+v, want one new machine", all)
+	}
+
+	accept := func(mac, name string) error {
+		return s.Accept(t.Context(), mac, fleet.Node{Name: name, Settings: fleet.Settings{Image: "debian12"}})
+	}
+	if err := accept(mac2, "n1"); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("Accept of a machine that was never seen: %v, want %v", err, fleet.ErrNotFound)
+	}
+	if err := accept("52-54-00-00-00-01", "n1"); err != nil {
+		t.Fatalf("Accept: %v", err)
+	}
+	v := s.node("n1")
+	if len(s.Nodes()) != 1 || v.New || v.MAC != mac1 || v.Record.UUID != uuid || v.Inventory == nil {
+		t.Errorf("accepted: %+v, want a node with MAC address, UUID and inventory", v)
+	}
+	if _, err := s.Plan("n1"); err != nil { // the disks are known already
+		t.Errorf("Plan: %v", err)
+	}
+	if w := s.hello(boots[0], mac1); w.Do != wire.Install || w.Node != "n1" {
+		t.Errorf("after Accept: %+v, want to install n1", w)
+	}
+	s.hello(boots[1], mac2)
+	if err := accept(mac2, "n1"); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("Accept under a name that is taken: %v, want %v", err, fleet.ErrConflict)
+	}
+}
+
+func TestAnInstallationSurvivesRestartsOfServerAndNode(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	w := s.hello(boots[0], mac1)
+	first, script := s.script(w.Token)
+	want := []wire.Network{{MAC: mac1, Address: "10.0.0.7/24", Gateway: "10.0.0.1"}}
+	if id := script.Identity; script.Node != "n1" || id.Hostname != "n1" || !reflect.DeepEqual(id.Network, want) {
+		t.Errorf("script is %+v", script)
+	}
+	s.report(w.Token, event(boots[0], 1, wire.PhaseScript, wire.Finished), event(boots[0], 2, wire.PhaseFetch, wire.Started))
+
+	s.newest["debian12"] = "2" // must not get into an installation that began
+	s.restart()
+	if again, _ := s.script(w.Token); !bytes.Equal(first, again) {
+		t.Errorf("after a restart of the server the script is\n%s\nwant\n%s", again, first)
+	}
+	s.report(w.Token, event(boots[0], 2, wire.PhaseFetch, wire.Started), event(boots[0], 3, wire.PhaseFetch, wire.Progress))
+	if v := s.node("n1"); v.Phase != wire.PhaseFetch || len(v.Phases) != 2 {
+		t.Errorf("after a restart of the server the node is at %+v", v)
+	}
+
+	late := w.Token // power gone; the agent starts again
+	w = s.hello(boots[1], mac1)
+	if again, _ := s.script(w.Token); !bytes.Equal(first, again) {
+		t.Errorf("after a power-cycle the script is\n%s\nwant\n%s", again, first)
+	}
+	if _, err := s.Script(t.Context(), late); !errors.Is(err, fleet.ErrToken) {
+		t.Errorf("Script for an earlier start of the agent: %v, want %v", err, fleet.ErrToken)
+	}
+	s.report(late, event(boots[0], 9, wire.PhaseEnd, wire.Finished)) // heard, and without effect
+
+	if h, known := s.Host(mac1, ""); !known || h.Next != wire.Install {
+		t.Errorf("Host during the installation: %+v, %v", h, known)
+	}
+	s.report(w.Token, event(boots[1], 1, wire.PhaseEnd, wire.Finished))
+	s.restart()
+	if h, known := s.Host(mac1, ""); !known || h.Next != wire.Local || h.Address.String() != "10.0.0.7/24" || h.Gateway.String() != "10.0.0.1" {
+		t.Errorf("Host after the installation: %+v, %v", h, known)
+	}
+	if w := s.hello(boots[2], mac1); w.Do != wire.Local {
+		t.Errorf("hello after the installation: %+v, want local", w)
+	}
+	if _, err := s.Script(t.Context(), s.hello(boots[2], mac1).Token); !errors.Is(err, fleet.ErrConflict) {
+		t.Errorf("Script of an installed node: %v, want %v", err, fleet.ErrConflict)
+	}
+
+	if err := s.Install(t.Context(), "n1"); err != nil {
+		t.Fatalf("Install: %v", err)
+	}
+	s.restart()
+	_, second := s.script(s.hello(boots[2], mac1).Token)
+	if second.ID == script.ID || second.Identity.MachineID == script.Identity.MachineID || second.Image.Name != "debian12:2" {
+		t.Errorf("the second installation has the script %+v, the first had %+v", second, script)
+	}
+}
+
+func TestInstalledStaysInstalledWhenApplied(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	w := s.hello(boots[0], mac1)
+	s.script(w.Token)
+	s.report(w.Token, event(boots[0], 1, wire.PhaseEnd, wire.Finished))
+	for _, tt := range []struct {
+		name, yaml string
+		done       string
+		want       wire.Do
+	}{
+		{"the same again", oneNode, "[]", wire.Local},
+		{"another setting", oneNode + "domain: example.org\n", "[node n1 changed]", wire.Local},
+		{"install, now said", oneNode + "boot: install\n", "[node n1 changed]", wire.Install},
+		{"never", oneNode + "boot: local\n", "[node n1 changed]", wire.Local},
+		{"nothing said", oneNode, "[node n1 changed]", wire.Local},
+	} {
+		if done := fmt.Sprint(s.apply(tt.yaml)); done != tt.done {
+			t.Errorf("%s: %s, want %s", tt.name, done, tt.done)
+		}
+		if v := s.node("n1"); v.Next != tt.want {
+			t.Errorf("%s: next is %s, want %s", tt.name, v.Next, tt.want)
+		}
+	}
+}
+
+func TestDefaultsAndLayoutsReachTheScript(t *testing.T) {
+	s := newSite(t)
+	done := s.apply(`
+kind: Defaults
+image: debian12:1
+layout: small
+nameservers: [10.0.0.1, "fd00::1"]
+domain: example.org
+console: ttyS0,115200
+seedFor: 0
+---
+kind: Layout
+name: small
+partitions:
+- {name: root, size: "*", type: linux, fs: ext4, mount: /}
+- {name: esp, size: 64MiB, type: esp, fs: vfat, mount: /boot/efi}
+---
+kind: Node
+name: n1
+macs: [52-54-00-00-00-01, 52:54:00:00:00:02]
+address: 10.0.0.7/24
+domain: lab.example.org
+ending: poweroff
+---
+---
+`)
+	if want := "[defaults changed layout small created node n1 created]"; fmt.Sprint(done) != want {
+		t.Errorf("Apply did %s, want %s", done, want)
+	}
+	_, script := s.script(s.hello(boots[0], mac1).Token)
+	id := script.Identity
+	if id.Domain != "lab.example.org" || len(id.Nameservers) != 2 || id.Serial != "ttyS0,115200" ||
+		len(script.Layout.Partitions) != 2 || script.SeedFor != 0 || script.Ending != wire.Poweroff ||
+		script.OnFailure != wire.Shell || strings.Join(script.Transports, " ") != "bittorrent http" {
+		t.Errorf("script is %+v", script)
+	}
+	plan, err := s.Plan("n1")
+	want, _ := disklayout.Fit(script.Layout, hello("").Inventory.Disks, disklayout.UEFI, script.ID)
+	if err != nil || !reflect.DeepEqual(plan, want) {
+		t.Errorf("Plan: %+v, %v, want the agent's plan: %+v", plan, err, want)
+	}
+	// Two interfaces of one machine must not get one address.
+	if h, known := s.Host(mac2, ""); !known || h.Name != "n1" || h.Address.IsValid() || h.Domain != "lab.example.org" {
+		t.Errorf("Host by the second MAC address: %+v, %v", h, known)
+	}
+	if h, known := s.Host("52:54:00:00:00:99", ""); known {
+		t.Errorf("Host: %+v, want none", h)
+	}
+}
+
+func TestApplyRefuses(t *testing.T) {
+	const before = `
+kind: Layout
+name: small
+partitions:
+- {name: root, size: "*", type: linux, fs: ext4, mount: /}
+- {name: esp, size: 64MiB, type: esp, fs: vfat, mount: /boot/efi}
+---
+kind: Node
+name: n0
+macs: [52:54:00:00:00:10]
+uuid: 12345678-9abc-def0-1234-56789abcdef0
+address: 10.0.0.10/24
+image: debian12
+layout: small
+`
+	node := func(lines ...string) string { return "kind: Node\nname: n1\n" + strings.Join(lines, "\n") }
+	const mac, image = "macs: [52:54:00:00:00:01]", "image: debian12"
+	for _, tt := range []struct{ name, yaml, want string }{
+		{"unknown key", node(mac, "imge: debian12"), "f.yaml:4: node n1: imge: unknown key"},
+		{"unknown key in a layout", "kind: Layout\nname: l\npartitions:\n- name: root\n  sise: 1MiB\n", "f.yaml:5: layout l: sise: unknown key"},
+		{"all unknown keys", node("a: 1", "b: 2"), "f.yaml:3: node n1: a: unknown key\nf.yaml:4: node n1: b: unknown key"},
+		{"in the second document", "---\n" + node(mac, image) + "\n---\nkind: Node\nname: n2\nfoo: bar\n", "f.yaml:9: node n2: foo: unknown key"},
+		{"unknown kind", "kind: Nod\nname: n1\n", `f.yaml:1: kind: "Nod" is not one of Node, Layout, Defaults`},
+		{"no kind", "name: n1\n", `f.yaml:1: kind: "" is not one of Node, Layout, Defaults`},
+		{"not a mapping", "- a\n- b\n", "f.yaml:1: want keys and values"},
+		{"no YAML", "kind: Node\nname: [\n", "f.yaml:2: did not find expected node content"},
+		{"key twice", node(mac, image, image), `f.yaml:5: image: mapping key "image" already defined at line 4`},
+		{"wrong type", node("macs: {a: b}"), "f.yaml:3: macs: cannot unmarshal !!map into []string"},
+		{"wrong type of a number", node(mac, image, "seedFor: soon"), "f.yaml:5: seedFor: cannot unmarshal !!str `soon` into int"},
+		{"no name", "kind: Node\n" + mac, `f.yaml:1: node: name: "" has 0 characters, want 1 to 63`},
+		{"bad host name", "kind: Node\nname: N_1\n" + mac, `f.yaml:2: node N_1: name: "N_1": want letters a-z, digits and hyphens`},
+		{"nothing to know it by", node(image), "f.yaml:1: node n1: macs: missing, and there is no uuid or serial to know the machine by"},
+		{"bad MAC", node("macs: [52:54]"), `f.yaml:3: node n1: macs: "52:54" is not a MAC address such as 52:54:00:12:34:56`},
+		{"MAC of many", node("macs: [ff:ff:ff:ff:ff:ff]"), "f.yaml:3: node n1: macs: ff:ff:ff:ff:ff:ff is not the address of one interface"},
+		{"UUID of many", node("uuid: 03000200-0400-0500-0006-000700080009"), `f.yaml:3: node n1: uuid: "03000200-0400-0500-0006-000700080009" is not a machine's own UUID such as 12345678-9abc-def0-1234-56789abcdef0`},
+		{"bad CIDR", node(mac, image, "address: 10.0.0.7"), `f.yaml:5: node n1: address: "10.0.0.7" is not an address with a prefix length, such as 10.0.0.7/24`},
+		{"address of the network", node(mac, image, "address: 10.0.0.0/24"), "f.yaml:5: node n1: address: 10.0.0.0/24 is not the address of one machine"},
+		{"broadcast address", node(mac, image, "address: 10.0.0.255/24"), "f.yaml:5: node n1: address: 10.0.0.255/24 is not the address of one machine"},
+		{"bad gateway", node(mac, image, "gateway: router"), `f.yaml:5: node n1: gateway: "router" is not an IP address`},
+		{"gateway elsewhere", node(mac, image, "address: 10.0.0.7/24", "gateway: 10.0.1.1"), "f.yaml:6: node n1: gateway: 10.0.1.1 is not another machine of 10.0.0.0/24"},
+		{"bad domain", node(mac, image, "domain: exa mple"), `f.yaml:5: node n1: domain: "exa mple": want letters a-z, digits and hyphens`},
+		{"bad transport", node(mac, image, "transports: [pigeon]"), `f.yaml:5: node n1: transports: "pigeon" is not one of bittorrent, http`},
+		{"bad ending", node(mac, image, "ending: kexec"), `f.yaml:5: node n1: ending: "kexec" is not one of reboot, poweroff, shell, exit`},
+		{"bad boot", node(mac, image, "boot: usb"), `f.yaml:5: node n1: boot: "usb" is neither install nor local`},
+		{"bad console", node(mac, image, "console: ttyS0 115200"), `f.yaml:5: node n1: console: "ttyS0 115200" is not a console such as ttyS0,115200`},
+		{"missing image", node(mac, "image: debian13"), `f.yaml:4: node n1: image: "debian13" is not published`},
+		{"no image", node(mac), "f.yaml:1: node n1: image: missing, and the Defaults name none"},
+		{"missing layout", node(mac, image, "layout: big"), `f.yaml:5: node n1: layout: no layout "big"`},
+		{"MAC of another node", node("macs: [52-54-00-00-00-10]", image), "f.yaml:3: node n1: macs: 52:54:00:00:00:10 is that of n0 too"},
+		{"UUID of another node", node("uuid: 12345678-9ABC-def0-1234-56789abcdef0", image), "f.yaml:3: node n1: uuid: 12345678-9abc-def0-1234-56789abcdef0 is that of n0 too"},
+		{"address of another node", node(mac, image, "address: 10.0.0.10/16"), "f.yaml:5: node n1: address: 10.0.0.10 is that of n0 too"},
+		{"node twice", node(mac, image) + "\n---\n" + node(mac, image), "f.yaml:6: node n1: stands in f.yaml:1 too"},
+		{"layout without a name", "kind: Layout\npartitions: []\n", "f.yaml:1: layout: name: missing"},
+		{"Defaults with a name", "kind: Defaults\nname: x\n", "f.yaml:2: defaults: name: unknown key"},
+		{"Defaults that spoil a node", "kind: Defaults\ngateway: 10.9.9.9\n", "f.yaml:2: defaults: gateway: spoils node n0: 10.9.9.9 is not another machine of 10.0.0.0/24"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSite(t)
+			s.apply(before)
+			good := fleet.File{Name: "good.yaml", Data: "kind: Node\nname: n9\nmacs: [52:54:00:00:00:99]\nimage: debian12\n"}
+			_, err := s.Apply(t.Context(), good, fleet.File{Name: "f.yaml", Data: tt.yaml})
+			if fmt.Sprint(err) != tt.want {
+				t.Errorf("Apply: %v\nwant   %s", err, tt.want)
+			}
+			if all := s.Nodes(); len(all) != 1 || all[0].Name != "n0" {
+				t.Errorf("Apply refused and left %+v", all)
+			}
+		})
+	}
+}
+
+func TestApplyRefusesABadLayout(t *testing.T) {
+	s := newSite(t)
+	_, err := s.Apply(t.Context(), fleet.File{Name: "f.yaml", Data: "kind: Layout\nname: l\n\npartitions:\n- {name: root, size: much, type: linux}\n"})
+	if err == nil || !strings.HasPrefix(err.Error(), "f.yaml:4: layout l: partitions: ") {
+		t.Errorf("Apply: %v, want line 4, the layout and the key", err)
+	}
+}
+
+func TestTheListOfProblemsIsBounded(t *testing.T) {
+	s := newSite(t)
+	var yaml strings.Builder
+	for n := range 50 {
+		fmt.Fprintf(&yaml, "---\nkind: Node\nname: n%d\nfoo: bar\n", n)
+	}
+	_, err := s.Apply(t.Context(), fleet.File{Name: "f.yaml", Data: yaml.String()})
+	if lines := strings.Split(fmt.Sprint(err), "\n"); len(lines) != 21 || lines[20] != "and 30 more" {
+		t.Errorf("Apply: %v, want 20 problems and that there are 30 more", err)
+	}
+}
+
+func TestPutEditDelete(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	domain := func(d string) func(*fleet.Node) error {
+		return func(n *fleet.Node) error { n.Domain = d; return nil }
+	}
+	if err := s.Edit(t.Context(), "n1", domain("example.org")); err != nil || s.node("n1").Record.Domain != "example.org" {
+		t.Errorf("Edit: %v, %+v", err, s.node("n1").Record)
+	}
+	err := s.Edit(t.Context(), "n1", domain("-"))
+	if want := `node n1: domain: "-" begins or ends with a hyphen`; fmt.Sprint(err) != want {
+		t.Errorf("Edit: %v, want %s", err, want)
+	}
+	if err := s.Edit(t.Context(), "n2", domain("")); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("Edit: %v, want %v", err, fleet.ErrNotFound)
+	}
+	if err := s.Edit(t.Context(), "n1", func(n *fleet.Node) error { n.Name = "n2"; return nil }); err == nil {
+		t.Error("Edit gave a node another name")
+	}
+	if err := s.Put(t.Context(), fleet.Node{Name: "n2", MACs: []string{mac2}, Boot: wire.Local}); err != nil || s.node("n2").Next != wire.Local {
+		t.Errorf("Put: %v, %+v", err, s.node("n2"))
+	}
+	if err := s.Install(t.Context(), "n2"); !errors.Is(err, fleet.ErrConflict) || !strings.Contains(err.Error(), "image: missing") {
+		t.Errorf("Install without an image: %v", err)
+	}
+	token := s.hello(boots[0], mac1).Token
+	if err := s.Delete(t.Context(), "n1"); err != nil {
+		t.Fatalf("Delete: %v", err)
+	}
+	if err := s.Report(t.Context(), token, nil); !errors.Is(err, fleet.ErrToken) {
+		t.Errorf("Report of a deleted node: %v, want %v", err, fleet.ErrToken)
+	}
+	s.restart()
+	if _, err := s.Node("n1"); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("Node: %v, want %v", err, fleet.ErrNotFound)
+	}
+	s.apply(oneNode)
+	if v := s.node("n1"); v.Inventory != nil || v.Boots != nil {
+		t.Errorf("a node that was deleted comes back with its past: %+v", v)
+	}
+	for _, err := range []error{s.Delete(t.Context(), "n7"), s.Install(t.Context(), "n7")} {
+		if !errors.Is(err, fleet.ErrNotFound) {
+			t.Errorf("%v, want %v", err, fleet.ErrNotFound)
+		}
+	}
+}
+
+func TestANodeWhoseImageIsGoneWaits(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	delete(s.newest, "debian12")
+	w := s.hello(boots[0], mac1)
+	if w.Do != wire.Wait || w.Why != `node n1: image: "debian12" is not published` {
+		t.Errorf("hello: %+v, want to wait for the image", w)
+	}
+	s.newest["debian12"] = "1"
+	if w := s.hello(boots[0], mac1); w.Do != wire.Install {
+		t.Errorf("hello: %+v, want to install", w)
+	}
+}
+
+func TestPlanNeedsAHello(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	_, err := s.Plan("n1")
+	if !errors.Is(err, fleet.ErrConflict) || !strings.Contains(err.Error(), "never said hello") {
+		t.Errorf("Plan: %v, want that the machine never said hello", err)
+	}
+}
+
+func TestReportRefusesForeignEvents(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	token := s.hello(boots[0], mac1).Token
+	for _, err := range []error{
+		s.Report(t.Context(), token+"x", nil),
+		s.Report(t.Context(), token, []wire.Event{event(boots[1], 1, wire.PhaseEnd, wire.Finished)}),
+	} {
+		if !errors.Is(err, fleet.ErrToken) {
+			t.Errorf("Report: %v, want %v", err, fleet.ErrToken)
+		}
+	}
+}
+
+func TestEventsTellTheStoryAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		s.apply(oneNode + "---\nkind: Node\nname: n2\nmacs: [52:54:00:00:00:02]\nimage: debian12\n")
+		one, two := s.hello(boots[0], mac1), s.hello(boots[1], mac2)
+		story := func(node string, after int64) (lines []string, last int64, more <-chan struct{}) {
+			events, more := s.Events(node, after)
+			for _, e := range events {
+				lines = append(lines, fmt.Sprintf("%s %s %s", e.Node, e.Phase, e.State))
+				last = e.N
+			}
+			return lines, last, more
+		}
+		s.report(one.Token, event(boots[0], 1, wire.PhasePlan, wire.Started))
+		s.report(two.Token, event(boots[1], 1, wire.PhasePlan, wire.Started))
+		s.report(one.Token,
+			event(boots[0], 2, wire.PhaseFetch, wire.Progress),
+			event(boots[0], 3, wire.PhaseFetch, wire.Progress))
+		want := []string{"n1 plan started", "n2 plan started", "n1 fetch progress"}
+		got, last, more := story("", 0)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("Events: %q, want %q", got, want)
+		}
+		if got, _, _ := story("n2", 0); !reflect.DeepEqual(got, want[1:2]) {
+			t.Errorf("Events of n2: %q, want %q", got, want[1:2])
+		}
+		select {
+		case <-more:
+			t.Error("there is more, and nothing happened")
+		default:
+		}
+
+		s.restart()
+		if got, _, _ := story("", 0); !reflect.DeepEqual(got, want[:2]) {
+			t.Errorf("Events after a restart: %q, want %q", got, want[:2])
+		}
+		time.Sleep(time.Second) // the bubble's: restarts take time
+		_, _, more = story("", last)
+		s.report(one.Token, event(boots[0], 4, wire.PhaseFetch, wire.Finished))
+		<-more
+		if got, _, _ := story("", last); !reflect.DeepEqual(got, []string{"n1 fetch finished"}) {
+			t.Errorf("Events after the last one heard before the restart: %q", got)
+		}
+	})
+}
+
+func TestWhatCannotBeSavedDidNotHappen(t *testing.T) {
+	s := newSite(t)
+	s.apply(oneNode)
+	full := &fullStore{Store: s.store}
+	s.store = full
+	s.restart()
+	token := s.hello(boots[0], mac1).Token
+	s.script(token)
+	full.full = true
+	fails := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, errFull) {
+			t.Errorf("%s: %v, want %v", what, err, errFull)
+		}
+	}
+	e := event(boots[0], 1, wire.PhaseEnd, wire.Finished)
+	fails("Report", s.Report(t.Context(), token, []wire.Event{e}))
+	fails("Install", s.Install(t.Context(), "n1"))
+	fails("Delete", s.Delete(t.Context(), "n1"))
+	fails("Put", s.Put(t.Context(), fleet.Node{Name: "n2", MACs: []string{mac2}, Boot: wire.Local}))
+	_, err := s.Hello(t.Context(), hello(boots[1], mac1))
+	fails("Hello", err)
+	if v := s.node("n1"); v.Next != wire.Install || v.Phases != nil || len(v.Boots) != 1 || len(s.Nodes()) != 1 {
+		t.Errorf("what was not saved is shown: %+v", v)
+	}
+	full.full = false
+	s.report(token, e) // the agent tries again
+	if v := s.node("n1"); v.Next != wire.Local {
+		t.Errorf("the event that was repeated had no effect: %+v", v)
+	}
+}
+
+var errFull = errors.New("no space left on device")
+
+type fullStore struct {
+	store.Store
+	full bool
+}
+
+func (s *fullStore) Put(ctx context.Context, records ...store.Record) (uint64, error) {
+	if s.full {
+		return 0, errFull
+	}
+	return s.Store.Put(ctx, records...)
+}
+
+func FuzzApply(f *testing.F) {
+	for _, seed := range []string{
+		oneNode, "kind: Layout\nname: a\npartitions: [&a {name: x}, *a]\n", "kind: Defaults\n<<: {domain: x}\n",
+		"a: &a [*a]\n", "---\n---\n...\n", "kind: Node\nkind: Node\n", "\xff", "kind: Node\nname: n1\nmacs: &m [*m]\n", "? [a]\n: b\n",
+		"kind: Node\nname: n1\nserial: s\nboot: local\naddress: ::ffff:1.2.3.4/96\ngateway: 1.2.3.4\n",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, yaml string) {
+		s := newSite(t)
+		_, err := s.Apply(t.Context(), fleet.File{Name: "f.yaml", Data: yaml})
+		var problems fleet.Problems
+		if err != nil && !errors.As(err, &problems) {
+			t.Fatalf("Apply: %v, want Problems", err)
+		}
+		if err != nil && len(s.Nodes()) > 0 {
+			t.Fatalf("Apply: %v, and there are nodes", err)
+		}
+		s.restart() // what was saved can be read
+		for _, v := range s.Nodes() {
+			for _, mac := range append(v.Record.MACs, mac1) {
+				s.Host(mac, v.Record.UUID)
+			}
+		}
+	})
+}
+
+// FuzzHello sends any hello to a fleet with a node that can be installed.
+func FuzzHello(f *testing.F) {
+	f.Add([]byte(`{"boot":"` + boots[0] + `","inventory":{"firmware":"bios","arch":"amd64","nics":[{"name":"a","mac":"` + mac1 + `"}],"disks":[]}}`))
+	f.Add([]byte(`{"boot":"` + boots[0] + `","inventory":{"firmware":"uefi","uuid":"` + uuid + `","nics":[{"mac":"` + mac2 + `"}]}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := wire.DecodeHello(b)
+		if err != nil {
+			return
+		}
+		s := newSite(t)
+		s.apply(oneNode)
+		w, err := s.Hello(t.Context(), h)
+		if err != nil {
+			t.Fatalf("Hello: %v", err)
+		}
+		if w.Do == wire.Install {
+			s.script(w.Token)
+		}
+		s.Plan("n1")
+		if len(s.Nodes()) > 2 {
+			t.Fatalf("one hello made %d nodes", len(s.Nodes()))
+		}
+	})
+}
+
+func TestAliasesDoNotMultiply(t *testing.T) {
+	var yaml strings.Builder
+	yaml.WriteString("kind: Layout\nname: a\nx: &p {")
+	for n := range 2000 {
+		fmt.Fprintf(&yaml, "k%d: 1, ", n)
+	}
+	yaml.WriteString("}\npartitions: [" + strings.Repeat("*p, ", 2000) + "]\n")
+	s := newSite(t)
+	_, err := s.Apply(t.Context(), fleet.File{Name: "f.yaml", Data: yaml.String()})
+	if err == nil || !strings.Contains(err.Error(), "excessive aliasing") {
+		t.Errorf("Apply: %.300v, want a word about aliases", err)
+	}
+}
