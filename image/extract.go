@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -347,7 +348,7 @@ func writeSparse(fd int, off int64, p []byte) (holes bool, err error) {
 	}
 	for at := 0; at < len(p); {
 		n := min(int(hole-(off+int64(at))%hole), len(p)-at)
-		if n == hole && [hole]byte(p[at:at+hole]) == zeros {
+		if bytes.Equal(p[at:at+n], zeros[:n]) {
 			if err := flush(at); err != nil {
 				return holes, err
 			}

@@ -8,6 +8,7 @@
 package image
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -139,7 +140,10 @@ func ReadIndex(layer io.ReaderAt, d Descriptor) (*Index, error) {
 	return ParseIndex(b)
 }
 
-// Compare orders paths as a layer does: by bytes, the root first.
+// Compare orders paths as a layer does: the root first, then name by name, so
+// that a directory and all below it come together. Tar sets a directory's time
+// when it sees the first name outside, and byte order would have "etc/ssl.conf"
+// between "etc/ssl" and "etc/ssl/certs".
 func Compare(a, b string) int {
 	if a == "." || b == "." {
 		switch {
@@ -150,7 +154,19 @@ func Compare(a, b string) int {
 		}
 		return 1
 	}
-	return strings.Compare(a, b)
+	for i := range min(len(a), len(b)) {
+		if a[i] == b[i] {
+			continue
+		}
+		if a[i] == '/' {
+			return -1
+		}
+		if b[i] == '/' {
+			return 1
+		}
+		return cmp.Compare(a[i], b[i])
+	}
+	return cmp.Compare(len(a), len(b))
 }
 
 // checkEntries holds what both sides rely on: sorted, no name twice, and every

@@ -1,0 +1,329 @@
+package tree_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"rookery/image"
+	"rookery/image/imagetest"
+	"rookery/image/tree"
+)
+
+// same fails the test unless tr makes the layer that want describes.
+func same(t *testing.T, tr *tree.Tree, err error, want image.Descriptor, index *image.Index) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	d, err := image.Write(io.Discard, tr.Entries, tr.Open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d == want {
+		return
+	}
+	t.Errorf("layer is %+v, want %+v", d, want)
+	for i, e := range tr.Entries {
+		if i >= len(index.Entries) {
+			break
+		}
+		w := index.Entries[i]
+		w.Offset, w.SHA256, e.MTime = 0, [32]byte{}, e.MTime.UTC()
+		if !reflect.DeepEqual(e, w) {
+			t.Errorf("got  %+v\nwant %+v", e, w)
+		}
+	}
+}
+
+// From memory to disk, from disk and from GNU tar's tarballs of it: always the
+// same layer.
+func TestEverySourceSameLayer(t *testing.T) {
+	imagetest.Root(t)
+	nasty := imagetest.Nasty()
+	nasty.Entries = slices.DeleteFunc(nasty.Entries, func(e image.Entry) bool {
+		return e.Path == "b/z hard to device" // GNU tar makes two devices of it
+	})
+	layer, want := nasty.Layer(t)
+	index := readIndex(t, layer, want)
+	dir := t.TempDir()
+	if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), want, image.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := net.Listen("unix", filepath.Join(dir, "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	if err := os.Chtimes(dir, imagetest.When, imagetest.When); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("directory", func(t *testing.T) {
+		tr, err := tree.FromDir(dir)
+		same(t, tr, err, want, index)
+	})
+	tarball := filepath.Join(t.TempDir(), "tar")
+	for _, tt := range []struct{ name, tar, compress string }{
+		{"plain", "", "cat"},
+		{"sparse", "--sparse", "cat"},
+		{"gzip", "", "gzip -1"},
+		{"xz", "", "xz -0"},
+		{"zstd", "", "zstd -1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tool, _, _ := strings.Cut(tt.compress, " ")
+			if _, err := exec.LookPath(tool); err != nil {
+				t.Skipf("%v: install it", err)
+			}
+			// No sorting: the names of a hard link come in the order of the directory.
+			cmd := exec.Command("bash", "-ec", `set -o pipefail; tar -c --format=posix --xattrs --xattrs-include='*' --numeric-owner `+
+				tt.tar+` -C "$1" . | `+tt.compress+` > "$2"`, "sh", dir, tarball)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			temp := t.TempDir()
+			tr, err := tree.FromTar(tarball, temp)
+			same(t, tr, err, want, index)
+			if left, _ := os.ReadDir(temp); len(left) > 0 {
+				t.Fatalf("left behind: %v", left)
+			}
+		})
+	}
+	t.Run("our own", func(t *testing.T) {
+		if err := os.WriteFile(tarball, layer, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		tr, err := tree.FromTar(tarball, t.TempDir())
+		same(t, tr, err, want, index)
+	})
+}
+
+func TestDeepDirectory(t *testing.T) {
+	deep := imagetest.New().Deep()
+	layer, want := deep.Layer(t)
+	dir := t.TempDir()
+	if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), want, image.Options{Unprivileged: true}); err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tree.FromDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range tr.Entries { // an unprivileged copy is the caller's
+		tr.Entries[i].UID, tr.Entries[i].GID = 0, 0
+	}
+	same(t, tr, nil, want, readIndex(t, layer, want))
+}
+
+func readIndex(t *testing.T, layer []byte, d image.Descriptor) *image.Index {
+	t.Helper()
+	x, err := image.ReadIndex(bytes.NewReader(layer), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+type member struct {
+	tar.Header
+	content string
+}
+
+func write(t testing.TB, members []member) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, m := range members {
+		m.Size = int64(len(m.content))
+		if m.Mode == 0 && m.Typeflag != tar.TypeXGlobalHeader {
+			m.Mode = 0o755
+		}
+		if err := w.WriteHeader(&m.Header); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, m.content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "t.tar")
+	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func dir(name string) member { return member{Header: tar.Header{Typeflag: tar.TypeDir, Name: name}} }
+
+func file(name, content string) member {
+	return member{Header: tar.Header{Typeflag: tar.TypeReg, Name: name}, content: content}
+}
+
+func link(kind byte, name, to string) member {
+	return member{Header: tar.Header{Typeflag: kind, Name: name, Linkname: to}}
+}
+
+// list is a tree in one line.
+func list(t *testing.T, tr *tree.Tree) string {
+	t.Helper()
+	var parts []string
+	for _, e := range tr.Entries {
+		s := e.Path
+		switch e.Type {
+		case image.Dir:
+			s += "/"
+		case image.Regular:
+			r, err := tr.Open(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+			s += "=" + string(b)
+		default:
+			s += fmt.Sprintf(" %s %s", e.Type, e.Link)
+		}
+		parts = append(parts, s)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func TestFromTar(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		members []member
+		want    string
+		err     string
+	}{
+		{name: "names", members: []member{dir("./"), dir("./a/"), file("./a/b", "1"), file("c//./d", "2")}, want: "./, a/, a/b=1, c/, c/d=2"},
+		{name: "last counts", members: []member{file("a", "1"), file("b", "2"), file("a", "3")}, want: "./, a=3, b=2"},
+		{name: "last counts, of another kind", members: []member{file("a", "1"), dir("a"), file("a/b", "2")}, want: "./, a/, a/b=2"},
+		{name: "link to what was replaced later", members: []member{file("a", "1"), link(tar.TypeLink, "b", "a"), file("a", "2")}, want: "./, a=2, b=1"},
+		{name: "link that sorts first", members: []member{file("z", "1"), link(tar.TypeLink, "a", "./z")}, want: "./, a=1, z hard link a"},
+		{name: "emptied", members: []member{dir("dev"), file("dev/null", ""), dir("tmp"), file("tmp/x", "1"), dir("var"), dir("var/tmp"), file("var/tmp/x", "1"), file("run", "a file")},
+			want: "./, dev/, run=a file, tmp/, var/, var/tmp/, var/tmp/x=1"},
+		{name: "link into what is emptied", members: []member{dir("tmp"), file("tmp/x", "1"), link(tar.TypeLink, "y", "tmp/x")}, want: "./, tmp/, y=1"},
+		{name: "symlink out is only text", members: []member{link(tar.TypeSymlink, "a", "../../etc")}, want: "./, a symlink ../../etc"},
+		{name: "global header", members: []member{{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "x"}}}, file("a", "1")}, want: "./, a=1"},
+
+		{name: "absolute", members: []member{file("/a", "")}, err: `"/a": absolute name`},
+		{name: "up", members: []member{file("a/../../b", "")}, err: "leads up"},
+		{name: "only up", members: []member{dir("..")}, err: "leads up"},
+		{name: "through a symlink", members: []member{link(tar.TypeSymlink, "a", "/etc"), file("a/passwd", "")}, err: `"a/passwd": lies below "a", a symlink`},
+		{name: "hard link out", members: []member{link(tar.TypeLink, "a", "../b")}, err: "leads up"},
+		{name: "hard link to absolute", members: []member{link(tar.TypeLink, "a", "/etc/passwd")}, err: "absolute"},
+		{name: "hard link through a symlink", members: []member{link(tar.TypeSymlink, "a", "/etc"), link(tar.TypeLink, "b", "a/passwd")}, err: "no earlier file"},
+		{name: "hard link to a directory", members: []member{dir("a"), link(tar.TypeLink, "b", "a")}, err: "no earlier file"},
+		{name: "hard link ahead", members: []member{link(tar.TypeLink, "b", "a"), file("a", "")}, err: "no earlier file"},
+		{name: "ACL as text", members: []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: map[string]string{"SCHILY.acl.access": "user::rwx"}}}}, err: "ACL in text form"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tr, err := tree.FromTar(write(t, tt.members), t.TempDir())
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("FromTar: %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := list(t, tr); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if _, err := image.Write(io.Discard, tr.Entries, tr.Open); err != nil {
+				t.Error(err)
+			}
+			if err := tr.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestTruncated(t *testing.T) {
+	whole := write(t, []member{file("a", strings.Repeat("x", 5000)), file("b", "1")})
+	b, err := os.ReadFile(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{100, 600, 3000, 5700} {
+		if err := os.WriteFile(whole, b[:size], 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if tr, err := tree.FromTar(whole, t.TempDir()); err == nil {
+			t.Errorf("%d of %d bytes: %s", size, len(b), list(t, tr))
+		}
+	}
+}
+
+func TestFromDirEmpties(t *testing.T) {
+	d := t.TempDir()
+	for _, p := range []string{"proc/1", "sys/x", "dev/pts", "run/x", "tmp/x", "var/tmp/x"} {
+		if err := os.MkdirAll(filepath.Join(d, p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tr, err := tree.FromDir(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	if got, want := list(t, tr), "./, dev/, proc/, run/, sys/, tmp/, var/, var/tmp/, var/tmp/x/"; got != want {
+		t.Fatalf("got  %s\nwant %s", got, want)
+	}
+}
+
+func FuzzFromTar(f *testing.F) {
+	for _, members := range [][]member{
+		{dir("a"), file("a/b", "content"), link(tar.TypeLink, "c", "a/b"), link(tar.TypeSymlink, "d", "a")},
+		{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "y"}}}},
+	} {
+		b, err := os.ReadFile(write(f, members))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	name := filepath.Join(f.TempDir(), "t.tar")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if bytes.HasPrefix(b, []byte("\xfd7zXZ")) {
+			t.Skip() // that is the xz program's to bear
+		}
+		if err := os.WriteFile(name, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		tr, err := tree.FromTar(name, "")
+		if err != nil {
+			return
+		}
+		defer tr.Close()
+		for _, e := range tr.Entries {
+			if !filepath.IsLocal(e.Path) {
+				t.Fatalf("path %q", e.Path)
+			}
+			if e.Size > 1<<20 {
+				return // a sparse member says a lot
+			}
+		}
+		if _, err := image.Write(io.Discard, tr.Entries, tr.Open); err != nil && len(tr.Entries) == 0 {
+			t.Fatal(err)
+		}
+	})
+}
