@@ -40,7 +40,7 @@ test: ## lint, unit, vm: everything that must pass
 	$(MAKE) vm
 
 unit: deps build kernel ## unit and namespace tests with the race detector
-	go test -race -timeout 3m $$(go list ./... | grep -v '/qemu-tests')
+	packages=$$(go list ./...) && go test -race -timeout 3m $$(echo "$$packages" | grep -v '/qemu-tests')
 
 vm: deps build kernel image ## stories in virtual machines; slow
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs
@@ -54,7 +54,7 @@ fuzz: ## each fuzz target for FUZZTIME=10s
 	done
 
 lint: ## gofmt, go vet, staticcheck
-	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	@unformatted=$$(gofmt -l .) && \
 	[ -z "$$unformatted" ] || { echo "lint: not gofmt'ed:" $$unformatted >&2; exit 1; }
 	go vet ./...
 	go run $(STATICCHECK) ./...
