@@ -59,7 +59,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	slots := make(chan struct{}, transfers)
-	server := tftp.NewServer(func(name string, to io.ReaderFrom) error {
+	server := tftp.NewServer(func(name string, to io.ReaderFrom) (err error) {
 		client := to.(tftp.OutgoingTransfer).RemoteAddr()
 		log := s.Log.With("client", client.IP, "file", fmt.Sprintf("%.200q", name))
 		select {
@@ -69,6 +69,14 @@ func (s *Server) Run(ctx context.Context) error {
 			log.Warn("tftp: refused: too many transfers", "running", transfers)
 			return errors.New("too many transfers, try again")
 		}
+		// pin/tftp v3.2.0 writes the accepted options (packOACK) into a buffer as
+		// long as the request; with the file's size in them they may be longer.
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("request not supported: %v", p)
+				log.Warn("tftp: refused", "err", err)
+			}
+		}()
 		file, size, err := open(s.Files, name)
 		if err != nil {
 			log.Info("tftp: refused", "err", err)
@@ -88,6 +96,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}, nil)
 	server.SetTimeout(timeout)
 	server.SetRetries(retries)
+	server.SetBackoff(func(int) time.Duration { return 0 })
 
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
