@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// accel is how virtual machines run here: "kvm" where it works, else "tcg". A
+// Accel is how virtual machines run here: "kvm" where it works, else "tcg". A
 // /dev/kvm that can be opened proves nothing: nested and emulated ones start
 // a machine and then hang or give up. So firmware has to come all the way to
 // 64-bit code and its boot menu first, soon.
-var accel = sync.OnceValue(func() string {
+var Accel = sync.OnceValue(func() string {
 	dev, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
 		return "tcg"

@@ -64,6 +64,13 @@ func (c *Console) Expect(ctx context.Context, pattern string) ([]string, error) 
 	}
 }
 
+// Ended is why nothing more comes, nil while there is power.
+func (c *Console) Ended() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
 // Text is all that has been said.
 func (c *Console) Text() string {
 	c.mu.Lock()

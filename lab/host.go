@@ -81,7 +81,7 @@ func (n *Network) enter(mac string, addr netip.Addr) error {
 	return ip(
 		"link set lo up",
 		"link set "+outer+"p name "+inner,
-		"address add "+netip.PrefixFrom(addr, Server.Bits()).String()+" dev "+inner,
+		"address add "+netip.PrefixFrom(addr, Address.Bits()).String()+" dev "+inner,
 		"link set "+inner+" up",
 	)
 }

@@ -95,10 +95,10 @@ func reexec() (int, error) {
 	}
 }
 
-// Server is the address of the lab's server, and its network.
-var Server = netip.MustParsePrefix("10.7.0.1/24")
+// Address is that of the lab's server, and its network.
+var Address = netip.MustParsePrefix("10.7.0.1/24")
 
-// A Network is one wire with the server at Server's address on Bridge.
+// A Network is one wire with the server at Address on Bridge.
 type Network struct {
 	Bridge string
 
@@ -125,13 +125,18 @@ func newNetwork() (*Network, error) {
 		"link add rookery-up type veth peer name rookery-end",
 		"link set rookery-end up",
 		"link set rookery-up master "+n.Bridge+" up",
-		"address add "+Server.String()+" dev "+n.Bridge,
+		"address add "+Address.String()+" dev "+n.Bridge,
 		"link set "+n.Bridge+" up",
 	)
 	if err != nil {
 		return nil, err
 	}
 	return n, nil
+}
+
+// ServeFlags are those of rookery serve on this network.
+func (n *Network) ServeFlags() []string {
+	return []string{"--interface", n.Bridge, "--address", Address.Addr().String(), "--pool", "10.7.0.100-10.7.0.200"}
 }
 
 // Close ends what Host started. The rest ends with the process.

@@ -58,7 +58,7 @@ func TestTheNetworkIsPrivate(t *testing.T) {
 		t.Errorf("pid %d: the lab's processes are not gone with it", os.Getpid())
 	}
 	// The names below 1024 are free, whoever we are.
-	ln, err := net.Listen("tcp4", netip.AddrPortFrom(Server.Addr(), 80).String())
+	ln, err := net.Listen("tcp4", netip.AddrPortFrom(Address.Addr(), 80).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestMachinesAskTheNetworkFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, line := range want {
-				if _, err := vm.Expect(ctx, line); err != nil {
+				if _, err := vm.Console.Expect(ctx, line); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -150,11 +150,11 @@ func TestMachinesAskTheNetworkFirst(t *testing.T) {
 			if err := vm.PowerCycle(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := vm.Expect(ctx, want[0]); err != nil {
+			if _, err := vm.Console.Expect(ctx, want[0]); err != nil {
 				t.Fatal(err)
 			}
 			vm.PowerOff()
-			_, err := vm.Expect(ctx, "nothing like this")
+			_, err := vm.Console.Expect(ctx, "nothing like this")
 			if err == nil || !strings.Contains(err.Error(), "switched off") {
 				t.Fatalf("Expect on a machine without power: %v", err)
 			}

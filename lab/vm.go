@@ -2,14 +2,12 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"rookery/disklayout"
@@ -29,7 +27,7 @@ type VM struct {
 	Firmware disklayout.Firmware
 	Memory   int    // MiB; 0 means 1024
 	Disk     int64  // bytes of the disk, empty at first; 0 means 4 GiB
-	Dir      string // keeps disk.img, vars.fd, console.log and qemu.log
+	Dir      string // keeps disk.img, vars.fd and console.log
 
 	Console *Console
 
@@ -145,7 +143,7 @@ func (v *VM) start() (*running, error) {
 		return nil, err
 	}
 	// Not CommandContext: a VM lives until it is switched off.
-	cmd := exec.Command("qemu-system-x86_64", v.args(accel())...)
+	cmd := exec.Command("qemu-system-x86_64", v.args(Accel())...)
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
 	stdin, err := cmd.StdinPipe()
@@ -194,6 +192,19 @@ func (v *VM) PowerOff() {
 	v.run = nil
 }
 
+// Off is closed when the machine is off: by PowerOff, by itself or because QEMU
+// gave up. Console.Ended has the reason.
+func (v *VM) Off() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.run == nil {
+		off := make(chan struct{})
+		close(off)
+		return off
+	}
+	return v.run.done
+}
+
 // PowerCycle takes the power away and gives it back.
 func (v *VM) PowerCycle() error {
 	v.PowerOff()
@@ -209,19 +220,4 @@ func (v *VM) Type(text string) error {
 	}
 	_, err := io.WriteString(v.run.stdin, text)
 	return err
-}
-
-// Expect is Console.Expect with the machine's name on the error.
-func (v *VM) Expect(ctx context.Context, pattern string) ([]string, error) {
-	match, err := v.Console.Expect(ctx, pattern)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", v.Name, err)
-	}
-	return match, nil
-}
-
-// LoginPrompt is what the console of an installed Debian ends with. Kernel
-// messages may stand before and after it on the same line.
-func LoginPrompt(hostname string) string {
-	return strings.ReplaceAll(`HOST login: `, "HOST", hostname)
 }
