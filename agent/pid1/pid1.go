@@ -71,29 +71,39 @@ func Entropy() error {
 	}
 }
 
-// Supervise runs cmd to its end, and reaps every orphan that dies meanwhile.
-// It returns the exit code, 128 plus the number for a signal. Only a first
-// process may call it, and nothing else in it may wait for children: that is
-// why the agent's work is done in a child.
-func Supervise(cmd *exec.Cmd) (code int, err error) {
-	if err := cmd.Start(); err != nil {
-		return 0, err
+// Supervise runs cmds until all have ended, and reaps every orphan that dies
+// meanwhile. It returns the exit code of the last to end, 128 plus the number
+// for a signal. Only a first process may call it, and nothing else in it may
+// wait for children: that is why the agent's work is done in a child.
+func Supervise(cmds ...*exec.Cmd) (code int, err error) {
+	running := map[int]bool{}
+	for _, cmd := range cmds {
+		if e := cmd.Start(); e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		running[cmd.Process.Pid] = true
+		_ = cmd.Process.Release()
 	}
-	for {
+	if len(running) > 0 {
+		err = nil // one that runs is enough
+	}
+	for len(running) > 0 {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, 0, nil)
-		switch {
-		case errors.Is(err, unix.EINTR) || err == nil && pid != cmd.Process.Pid:
-			continue
-		case err != nil:
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return 0, fmt.Errorf("wait for children: %w", err)
 		}
-		_ = cmd.Process.Release()
-		if status.Signaled() {
-			return 128 + int(status.Signal()), nil
+		if !running[pid] {
+			continue
 		}
-		return status.ExitStatus(), nil
+		delete(running, pid)
+		code = status.ExitStatus()
+		if status.Signaled() {
+			code = 128 + int(status.Signal())
+		}
 	}
+	return code, err
 }
 
 // Console makes cmd the owner of the terminal tty, with job control.

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"rookery/wire"
@@ -21,7 +22,7 @@ import (
 type API struct {
 	base   string
 	client *http.Client
-	token  string
+	token  atomic.Value // string, of the last Welcome
 }
 
 // NewAPI talks to the server at base, "https://192.0.2.1:443". The server must
@@ -88,7 +89,7 @@ func (a *API) Hello(ctx context.Context, hello wire.Hello) (wire.Welcome, error)
 	if err != nil {
 		return wire.Welcome{}, fmt.Errorf("%s: answer: %w", wire.PathHello, err)
 	}
-	a.token = welcome.Token
+	a.token.Store(welcome.Token)
 	return welcome, nil
 }
 
@@ -120,8 +121,8 @@ func (a *API) do(ctx context.Context, method, path string, in any, limit int64) 
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if a.token != "" {
-		req.Header.Set("Authorization", "Bearer "+a.token)
+	if token, _ := a.token.Load().(string); token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
