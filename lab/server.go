@@ -3,12 +3,8 @@ package lab
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +14,7 @@ import (
 	"time"
 
 	"rookery/server/fleet"
+	"rookery/server/httpd"
 )
 
 // A Server is the rookery program with a state directory: its command line,
@@ -98,7 +95,7 @@ func (s *Server) ready(ctx context.Context, run *serving) error {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for {
-		_, err := s.get(ctx, "/v1/healthz")
+		_, err := s.Admin().Nodes(ctx)
 		if err == nil {
 			return nil
 		}
@@ -157,80 +154,38 @@ func (s *Server) lastWords() string {
 	return last(said)
 }
 
-// get asks the admin API.
-func (s *Server) get(ctx context.Context, path string) (*http.Response, error) {
-	socket := filepath.Join(s.State, "admin.sock")
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://rookery"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		said, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		resp.Body.Close()
-		return nil, fmt.Errorf("server: %s: %s: %s", path, resp.Status, last(said))
-	}
-	return resp, nil
-}
-
-// Nodes asks the server for all machines it knows.
-func (s *Server) Nodes(ctx context.Context) ([]fleet.View, error) {
-	resp, err := s.get(ctx, "/v1/nodes")
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	var nodes []fleet.View
-	if err := json.NewDecoder(resp.Body).Decode(&nodes); err != nil {
-		return nil, fmt.Errorf("server: nodes: %w", err)
-	}
-	return nodes, nil
-}
+// Admin is a client of the server's admin API.
+func (s *Server) Admin() *httpd.Client { return httpd.Dial(filepath.Join(s.State, "admin.sock")) }
 
 // follow reads the server's events until it is gone, and asks for the nodes
 // after each.
 func (s *Server) follow() {
 	ctx := context.Background() // the server's end is what ends it
-	resp, err := s.get(ctx, "/v1/events?follow=1")
-	if err != nil {
-		return
-	}
-	defer resp.Body.Close()
-	decoder := json.NewDecoder(resp.Body)
-	for {
-		var e fleet.NodeEvent
-		if err := decoder.Decode(&e); err != nil {
-			return
-		}
-		if e.N <= s.seen {
-			continue // told before a restart
-		}
-		s.seen = e.N
+	s.mu.Lock()
+	seen := s.seen
+	s.mu.Unlock()
+	s.Admin().Events(ctx, "", seen, true, func(e fleet.NodeEvent) error {
 		if s.Event != nil {
 			s.Event(e)
 		}
-		nodes, err := s.Nodes(ctx)
-		if err != nil {
-			return
-		}
+		nodes, err := s.Admin().Nodes(ctx)
 		s.mu.Lock()
-		s.nodes = nodes
-		if s.changed != nil {
-			close(s.changed)
+		defer s.mu.Unlock()
+		s.seen = e.N
+		if err == nil {
+			s.nodes = nodes
 		}
-		s.changed = make(chan struct{})
-		s.mu.Unlock()
+		s.change()
+		return err
+	})
+}
+
+// change lets go who waits in Until. Called by who holds mu.
+func (s *Server) change() {
+	if s.changed != nil {
+		close(s.changed)
 	}
+	s.changed = make(chan struct{})
 }
 
 // Watch is the nodes as they were at the latest event, and a channel that is

@@ -1,14 +1,10 @@
 package lab
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 
 	"rookery/disklayout"
 )
@@ -29,18 +25,8 @@ type VM struct {
 	Disk     int64  // bytes of the disk, empty at first; 0 means 4 GiB
 	Dir      string // keeps disk.img, vars.fd and console.log
 
-	Console *Console
-
+	power
 	tap string
-	mu  sync.Mutex
-	run *running
-}
-
-// running is one power-on of a VM.
-type running struct {
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	done  chan struct{} // closed when QEMU has ended and all is read
 }
 
 // Plug connects a new machine to the network, switched off, its disk empty.
@@ -56,11 +42,7 @@ func (n *Network) Plug(v *VM) error {
 		if err := os.MkdirAll(v.Dir, 0o755); err != nil {
 			return err
 		}
-		disk, err := os.Create(v.path("disk.img"))
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(disk.Truncate(v.Disk), disk.Close()); err != nil {
+		if err := sparse(v.path("disk.img"), v.Disk); err != nil {
 			return err
 		}
 		// Kept from here on: boot entries written by an installation stay.
@@ -73,9 +55,7 @@ func (n *Network) Plug(v *VM) error {
 				return err
 			}
 		}
-		if err := os.WriteFile(v.path("console.log"), nil, 0o644); err != nil {
-			return err
-		}
+		var err error
 		v.tap, err = n.tap()
 		return err
 	}()
@@ -120,104 +100,15 @@ func (v *VM) args(accel string) []string {
 
 // PowerOn starts the machine.
 func (v *VM) PowerOn() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.run != nil {
-		select {
-		case <-v.run.done:
-		default:
-			return fmt.Errorf("%s: power on: is on already", v.Name)
-		}
-	}
-	run, err := v.start()
-	if err != nil {
+	cmd := exec.Command("qemu-system-x86_64", v.args(Accel())...) // it lives until it is switched off
+	if err := v.on(cmd, (*exec.Cmd).Start, v.path("console.log")); err != nil {
 		return fmt.Errorf("%s: power on: %w", v.Name, err)
 	}
-	v.run = run
 	return nil
-}
-
-func (v *VM) start() (*running, error) {
-	log, err := os.OpenFile(v.path("console.log"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	// Not CommandContext: a VM lives until it is switched off.
-	cmd := exec.Command("qemu-system-x86_64", v.args(Accel())...)
-	var complaints bytes.Buffer
-	cmd.Stderr = &complaints
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, errors.Join(err, log.Close())
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, errors.Join(err, log.Close())
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(err, log.Close())
-	}
-	v.Console.end(nil)
-	run := &running{cmd: cmd, stdin: stdin, done: make(chan struct{})}
-	go func() {
-		defer close(run.done)
-		_, err := io.Copy(io.MultiWriter(log, v.Console), stdout)
-		err = errors.Join(err, log.Close())
-		ended := cmd.Wait()
-		if said := last(complaints.Bytes()); said != "" {
-			err = errors.Join(err, errors.New(said))
-		}
-		v.Console.end(errors.Join(fmt.Errorf("switched off (qemu: %s)", state(ended)), err))
-	}()
-	return run, nil
-}
-
-func state(err error) string {
-	if err == nil {
-		return "exit status 0"
-	}
-	return err.Error()
-}
-
-// PowerOff takes the power away, without a word to the machine, and waits
-// until it is off. It is fine to switch off what is not on.
-func (v *VM) PowerOff() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.run == nil {
-		return
-	}
-	v.run.cmd.Process.Kill() // an error means that it has ended
-	<-v.run.done
-	v.run = nil
-}
-
-// Off is closed when the machine is off: by PowerOff, by itself or because QEMU
-// gave up. Console.Ended has the reason.
-func (v *VM) Off() <-chan struct{} {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.run == nil {
-		off := make(chan struct{})
-		close(off)
-		return off
-	}
-	return v.run.done
 }
 
 // PowerCycle takes the power away and gives it back.
 func (v *VM) PowerCycle() error {
 	v.PowerOff()
 	return v.PowerOn()
-}
-
-// Type writes to the serial line.
-func (v *VM) Type(text string) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.run == nil {
-		return fmt.Errorf("%s: type: is off", v.Name)
-	}
-	_, err := io.WriteString(v.run.stdin, text)
-	return err
 }
