@@ -274,7 +274,8 @@ func (f *Fleet) Accept(ctx context.Context, mac string, n Node) error {
 	return f.put(ctx, n)
 }
 
-// Edit changes the record of a node that exists.
+// Edit changes the record of a node that exists. What edit is given is a copy,
+// it may write to all of it.
 func (f *Fleet) Edit(ctx context.Context, name string, edit func(*Node) error) error {
 	f.changing.Lock()
 	defer f.changing.Unlock()
@@ -282,6 +283,7 @@ func (f *Fleet) Edit(ctx context.Context, name string, edit func(*Node) error) e
 	if !ok {
 		return fmt.Errorf("node %s: %w", name, ErrNotFound)
 	}
+	n = n.clone()
 	if err := edit(&n); err != nil {
 		return err
 	}

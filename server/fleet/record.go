@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"rookery/disklayout"
@@ -129,6 +130,18 @@ func (n Node) normal() Node {
 	}
 	n.MACs = macs
 	n.UUID = strings.ToLower(n.UUID)
+	return n
+}
+
+// clone is n with lists of its own.
+func (n Node) clone() Node {
+	n.MACs = slices.Clone(n.MACs)
+	n.Nameservers = slices.Clone(n.Nameservers)
+	n.AuthorizedKeys = slices.Clone(n.AuthorizedKeys)
+	n.Transports = slices.Clone(n.Transports)
+	if n.SeedFor != nil {
+		n.SeedFor = new(*n.SeedFor)
+	}
 	return n
 }
 
