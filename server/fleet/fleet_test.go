@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -643,5 +644,62 @@ func TestAliasesDoNotMultiply(t *testing.T) {
 	_, err := s.Apply(t.Context(), fleet.File{Name: "f.yaml", Data: yaml.String()})
 	if err == nil || !strings.Contains(err.Error(), "excessive aliasing") {
 		t.Errorf("Apply: %.300v, want a word about aliases", err)
+	}
+}
+
+// What the race detector has to see: everybody at once.
+func TestEverybodyAtOnce(t *testing.T) {
+	s := newSite(t)
+	const nodes = 8
+	var wg sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := map[string]bool{}
+	watcher := make(chan struct{})
+	go func() {
+		defer close(watcher)
+		for after := int64(0); len(ended) < nodes; {
+			events, more := s.Events("", after)
+			for _, e := range events {
+				if after = e.N; e.Phase == wire.PhaseEnd {
+					ended[e.Node] = true
+				}
+			}
+			if len(events) > 0 {
+				continue
+			}
+			select {
+			case <-more:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for i := range nodes {
+		wg.Go(func() {
+			name, mac, boot := fmt.Sprintf("n%d", i), fmt.Sprintf("52:54:00:00:01:%02x", i), fmt.Sprintf("%032x", i)
+			s.hello(boot, mac)
+			if err := s.Accept(t.Context(), mac, fleet.Node{Name: name, Settings: fleet.Settings{Image: "debian12"}}); err != nil {
+				t.Errorf("Accept: %v", err)
+				return
+			}
+			token := s.hello(boot, mac).Token
+			s.script(token)
+			for seq := 1; seq < 20; seq++ {
+				s.report(token, event(boot, seq, wire.PhaseFetch, wire.Progress))
+				s.Nodes()
+				s.Host(mac, "")
+			}
+			s.Plan(name)
+			s.Edit(t.Context(), name, func(n *fleet.Node) error { n.Domain = "example.org"; return nil })
+			s.report(token, event(boot, 20, wire.PhaseEnd, wire.Finished))
+		})
+	}
+	wg.Wait()
+	<-watcher // which heard of every end
+	for _, v := range s.Nodes() {
+		if v.Next != wire.Local || v.Record.Domain != "example.org" {
+			t.Errorf("%s: %+v", v.Name, v)
+		}
 	}
 }
