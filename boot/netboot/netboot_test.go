@@ -17,7 +17,7 @@ var site = Site{
 	API:    "https://10.0.0.1:443",
 }
 
-// The classes are as the named programs sent them, 22 Nov 2026.
+// The classes are in the form that the named programs send.
 func TestDecide(t *testing.T) {
 	const mac = "52:54:00:12:34:56"
 	const script = "http://10.0.0.1:80/boot/script.ipxe?mac=52:54:00:12:34:56&uuid=${uuid}"

@@ -195,7 +195,7 @@ func TestOptionsTooLong(t *testing.T) {
 	}
 }
 
-// As OVMF does before each download; captured 22 Nov 2026.
+// As OVMF does before each download.
 func TestSizeAloneIsNoError(t *testing.T) {
 	var log bytes.Buffer
 	t.Run("ask", func(t *testing.T) {

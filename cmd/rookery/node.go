@@ -1,0 +1,407 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"rookery/server/fleet"
+	"rookery/server/httpd"
+	"rookery/server/seed"
+	"rookery/server/site"
+	"rookery/server/store"
+	"rookery/wire"
+)
+
+// withClient calls do with a client of the server that runs on dir or, when
+// none does, of the same handlers in this process.
+func withClient(ctx context.Context, dir stateDir, do func(*httpd.Client) error) error {
+	conn, err := net.Dial("unix", dir.admin())
+	switch {
+	case err == nil:
+		conn.Close()
+		return do(httpd.Dial(dir.admin()))
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED):
+		return err
+	}
+	keys, err := site.Open(dir.site())
+	if err != nil {
+		return err
+	}
+	images, err := openImages(dir)
+	if err != nil {
+		return err
+	}
+	records, err := store.Open(dir.records())
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	find := func(name string) (wire.Image, error) {
+		v, err := images.Resolve(name)
+		return seed.Named(v), err
+	}
+	log := slog.New(slog.DiscardHandler)
+	machines, err := fleet.New(ctx, fleet.Config{Store: records, Images: find, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log})
+	if err != nil {
+		return err
+	}
+	_, _, admin := (&httpd.Server{Fleet: machines, Blobs: images.Blob, Tracker: http.NotFoundHandler(), Log: log}).Routes()
+	return do(httpd.InProcess(admin))
+}
+
+func nodeCommand(dir func() stateDir) *cobra.Command {
+	cmd := &cobra.Command{Use: "node", Short: "List, accept and install machines"}
+	cmd.AddCommand(nodeList(dir), nodeShow(dir), nodeAccept(dir), nodeInstall(dir), nodeRemove(dir))
+	return cmd
+}
+
+func nodeList(dir func() stateDir) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List all nodes and, as new, the machines that wait to be accepted",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+				all, err := c.Nodes(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return show(cmd.OutOrStdout(), format, all, func(w io.Writer) {
+					fmt.Fprintln(w, "NODE\tMAC\tIMAGE\tADDRESS\tSTATE")
+					for _, v := range all {
+						name, image := v.Name, v.Image.Name
+						if v.New {
+							name = "-"
+						}
+						if image == "" && v.Record != nil {
+							image = v.Record.Image
+						}
+						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", name, v.MAC, image, v.Address, state(v))
+					}
+				})
+			})
+		},
+	}
+	outputFlag(cmd, &format)
+	return cmd
+}
+
+// state is where a machine is, in a few words.
+func state(v fleet.View) string {
+	switch {
+	case v.New:
+		return "new: accept it with 'rookery node accept'"
+	case v.Error != nil && v.State == wire.Failed:
+		return fmt.Sprintf("failed: %s: %s", v.Error.Step, v.Error.Cause)
+	case v.Next == wire.Local && !v.Installed.IsZero():
+		return "installed " + v.Installed.Local().Format(time.DateTime)
+	case v.Next == wire.Local:
+		return "starts from its own disk"
+	case v.Phase == "":
+		return "installs when it boots from the network"
+	case v.Phase == wire.PhaseFetch && v.Fetch != nil:
+		return fmt.Sprintf("fetch %.0f %% of %s", v.Percent, size(v.Fetch.Total))
+	}
+	return fmt.Sprintf("%s %s", v.Phase, v.State)
+}
+
+func nodeShow(dir func() stateDir) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "show NODE",
+		Short: "Show all that is known of a node, or of a new machine by its MAC address",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+				v, err := c.Node(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return show(cmd.OutOrStdout(), format, v, func(w io.Writer) { describe(w, v) })
+			})
+		},
+	}
+	outputFlag(cmd, &format)
+	return cmd
+}
+
+func describe(w io.Writer, v fleet.View) {
+	row := func(key, format string, args ...any) {
+		if text := fmt.Sprintf(format, args...); text != "" {
+			fmt.Fprintf(w, "%s\t%s\n", key, text)
+		}
+	}
+	row("node", "%s", v.Name)
+	row("state", "%s", state(v))
+	row("mac", "%s", v.MAC)
+	row("address", "%s", v.Address)
+	row("image", "%s", v.Image.Name)
+	if i := v.Inventory; i != nil {
+		row("machine", "%s", strings.TrimSpace(i.Vendor+" "+i.Product))
+		row("serial", "%s", i.Serial)
+		row("uuid", "%s", i.UUID)
+		row("hardware", "%s, %s, %d CPUs, %s", i.Firmware, i.Arch, i.CPUs, size(i.Memory))
+		for _, d := range i.Disks {
+			row("disk", "%s %s %s", d.Path, size(d.Size), d.Model)
+		}
+		for _, n := range i.NICs {
+			row("nic", "%s %s %s", n, n.Driver, n.Address)
+		}
+	}
+	for _, p := range v.Phases {
+		row("phase", "%s %s %.1f s", p.Phase, p.State, p.Seconds)
+	}
+	if f := v.Fetch; f != nil {
+		row("fetched", "%s of %s: %s from the server, %s from other nodes", size(f.Done), size(f.Total), size(f.FromServer), size(f.FromPeers))
+	}
+}
+
+func nodeAccept(dir func() stateDir) *cobra.Command {
+	var n fleet.Node
+	var keys []string
+	cmd := &cobra.Command{
+		Use:   "accept MAC --name NAME",
+		Short: "Make a node of a machine that waits; it goes on without a reboot",
+		Example: "  rookery node accept 52:54:00:12:34:56 --name n4 --image debian12\n" +
+			"  rookery node accept 52:54:00:12:34:56 --name n4 --image debian12 --address 10.7.0.14/24 --authorized-key ~/.ssh/id_ed25519.pub",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if n.AuthorizedKeys, err = readKeys(keys); err != nil {
+				return err
+			}
+			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+				if err := c.Accept(cmd.Context(), args[0], n); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is %s\n", args[0], n.Name)
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&n.Name, "name", "", "the node's name, which becomes its host name (required)")
+	f.StringVar(&n.Image, "image", "", "image to install, NAME for the newest version or NAME:TAG (default that of the Defaults record)")
+	f.StringVar(&n.Layout, "layout", "", "name of a Layout record (default a layout for BIOS and UEFI)")
+	f.StringVar(&n.Address, "address", "", "fixed address with prefix length (default by DHCP)")
+	f.StringVar(&n.Console, "console", "", "serial console, such as ttyS0,115200")
+	f.StringArrayVar(&keys, "authorized-key", nil, "file with public keys that may log in as root; repeatable")
+	cmd.MarkFlagRequired("name")
+	return cmd
+}
+
+// readKeys reads public key files, a key on each line.
+func readKeys(files []string) ([]string, error) {
+	var keys []string
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("authorized key: %w", err)
+		}
+		if bytes.Contains(b, []byte("PRIVATE KEY")) {
+			return nil, fmt.Errorf("authorized key: %s is a private key: name the public one, %s.pub", file, file)
+		}
+		for line := range strings.Lines(string(b)) {
+			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+				keys = append(keys, line)
+			}
+		}
+	}
+	return keys, nil
+}
+
+func nodeInstall(dir func() stateDir) *cobra.Command {
+	return &cobra.Command{
+		Use:   "install NODE...",
+		Short: "Install nodes anew when they next boot from the network",
+		Args:  cobra.MinimumNArgs(1),
+		RunE:  eachNode(dir, "installs when it next boots from the network", (*httpd.Client).Install),
+	}
+}
+
+func nodeRemove(dir func() stateDir) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm NODE...",
+		Short: "Forget nodes; what is on their disks stays",
+		Args:  cobra.MinimumNArgs(1),
+		RunE:  eachNode(dir, "forgotten", (*httpd.Client).Delete),
+	}
+}
+
+// eachNode does something to every node that is named and says so. It goes on
+// after an error.
+func eachNode(dir func() stateDir, done string, do func(*httpd.Client, context.Context, string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, names []string) error {
+		return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+			var errs []error
+			for _, name := range names {
+				if err := do(c, cmd.Context(), name); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, done)
+			}
+			return errors.Join(errs...)
+		})
+	}
+}
+
+func applyCommand(dir func() stateDir) *cobra.Command {
+	var from []string
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE|DIR",
+		Short: "Save the records in YAML files: nodes, layouts, defaults",
+		Long: `Save the records in YAML files: nodes, layouts, defaults. Of a directory all
+files that end in .yaml or .yml are read, and of directories in it. Nothing is saved
+unless all of it is right.`,
+		Example: `  rookery apply -f nodes.yaml
+
+  # nodes.yaml
+  kind: Node
+  name: n1
+  macs: ["52:54:00:12:34:56"]
+  image: debian12
+  address: 10.7.0.11/24`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			files, err := readRecords(from, cmd.InOrStdin())
+			if err != nil {
+				return fmt.Errorf("apply: %w", err)
+			}
+			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+				done, err := c.Apply(cmd.Context(), files...)
+				if err != nil {
+					return err
+				}
+				if len(done) == 0 {
+					done = []string{"nothing to change"}
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), strings.Join(done, "\n"))
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&from, "filename", "f", nil, "file or directory to read, - for standard input; repeatable (required)")
+	cmd.MarkFlagRequired("filename")
+	return cmd
+}
+
+func readRecords(from []string, stdin io.Reader) ([]fleet.File, error) {
+	var files []fleet.File
+	add := func(name string, b []byte) {
+		files = append(files, fleet.File{Name: name, Data: string(b)})
+	}
+	for _, path := range from {
+		if path == "-" {
+			b, err := io.ReadAll(stdin)
+			if err != nil {
+				return nil, err
+			}
+			add("standard input", b)
+			continue
+		}
+		err := filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
+			ext := filepath.Ext(file)
+			if err != nil || d.IsDir() || file != path && ext != ".yaml" && ext != ".yml" {
+				return err
+			}
+			b, err := os.ReadFile(file)
+			add(file, b)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("%s: no .yaml or .yml file", strings.Join(from, ", "))
+	}
+	return files, nil
+}
+
+func planCommand(dir func() stateDir) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "plan NODE",
+		Short: "Show what an installation would write where, before it does",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+				plan, err := c.Plan(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return show(cmd.OutOrStdout(), format, plan, func(w io.Writer) {
+					for _, line := range plan.Describe() {
+						fmt.Fprintln(w, line)
+					}
+				})
+			})
+		},
+	}
+	outputFlag(cmd, &format)
+	return cmd
+}
+
+func eventsCommand(dir func() stateDir) *cobra.Command {
+	var follow bool
+	var format string
+	cmd := &cobra.Command{
+		Use:   "events [NODE]",
+		Short: "Tell what happened on a node, or on all",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			node := strings.Join(args, "")
+			print := func(e fleet.NodeEvent) error {
+				if format == "json" {
+					return oneLine(cmd.OutOrStdout(), e)
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), line(e))
+				return nil
+			}
+			if format != "table" && format != "json" {
+				return fmt.Errorf("output %q: want table or json", format)
+			}
+			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
+				err := c.Events(cmd.Context(), node, 0, follow, print)
+				if cmd.Context().Err() != nil {
+					return nil // whoever follows ends it
+				}
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&follow, "follow", false, "go on with what happens from now on")
+	outputFlag(cmd, &format)
+	return cmd
+}
+
+// line is an event for people.
+func line(e fleet.NodeEvent) string {
+	words := []string{e.Time.Local().Format(time.TimeOnly), e.Node, string(e.Phase), string(e.State)}
+	if e.Took > 0 {
+		words = append(words, fmt.Sprintf("in %.1f s", e.Took))
+	}
+	if f := e.Fetch; f != nil && f.Total > 0 {
+		words = append(words, fmt.Sprintf("%.0f %% of %s, %s/s from %d peers", 100*float64(f.Done)/float64(f.Total), size(f.Total), size(f.Rate), f.Peers))
+	}
+	if e.Text != "" {
+		words = append(words, e.Text)
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"rookery/boot/netboot"
+	"rookery/server/dhcpd"
+	"rookery/server/fleet"
+	"rookery/server/httpd"
+	"rookery/server/radvd"
+	"rookery/server/seed"
+	"rookery/server/serve"
+	"rookery/server/site"
+	"rookery/server/store"
+	"rookery/server/tftpd"
+	"rookery/transport/swarm"
+	"rookery/transport/tracker"
+	"rookery/wire"
+)
+
+// A serveConfig is the flags of rookery serve.
+type serveConfig struct {
+	iface   string
+	address string
+	dhcp    dhcpConfig
+	off     []string
+
+	httpPort, httpsPort, swarmPort, tftpPort uint16
+
+	ipxe  string
+	args  string
+	debug bool
+}
+
+// services are what can be switched off.
+var services = []string{"dhcp", "tftp", "radvd", "seeder"}
+
+func serveCommand(dir func() stateDir) *cobra.Command {
+	var c serveConfig
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server: DHCP, TFTP, HTTP, agents' API, tracker and seeder",
+		Long: `Run the server: DHCP, TFTP, HTTP, agents' API, tracker and seeder.
+
+It answers on one interface. Machines that nobody has accepted boot the agent too,
+and wait: see 'rookery node list' and 'rookery node accept'. A restart loses nothing
+and stops no installation.`,
+		Example: "  rookery serve --interface lan0 --pool 10.7.0.100-10.7.0.200",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			level := slog.LevelInfo
+			if c.debug {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			return runServer(cmd.Context(), dir(), c, log)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.iface, "interface", "", "network interface that machines are on (required)")
+	f.StringVar(&c.address, "address", "", "own address there (default the interface's first IPv4 address)")
+	f.StringSliceVar(&c.dhcp.pools, "pool", nil, "addresses for machines without a fixed one, FIRST-LAST; with /BITS for a network behind a relay agent; repeatable")
+	f.StringSliceVar(&c.dhcp.routers, "router", nil, "router told to machines, one for each network; repeatable")
+	f.StringSliceVar(&c.dhcp.dns, "dns", nil, "name servers told to machines")
+	f.StringVar(&c.dhcp.domain, "domain", "", "domain told to machines")
+	f.DurationVar(&c.dhcp.lease, "lease-time", time.Hour, "how long an address of the pool is given for")
+	f.StringSliceVar(&c.off, "without", nil, "services not to run: "+strings.Join(services, ", "))
+	f.Uint16Var(&c.httpPort, "http-port", 80, "boot files, image files and tracker")
+	f.Uint16Var(&c.httpsPort, "https-port", 443, "agents' API")
+	f.Uint16Var(&c.swarmPort, "swarm-port", 6881, "seeder")
+	f.Uint16Var(&c.tftpPort, "tftp-port", 69, "boot programs for PXE")
+	f.StringVar(&c.ipxe, "ipxe", "/usr/lib/ipxe", "directory of iPXE's boot programs")
+	f.StringVar(&c.args, "kernel-args", netboot.DefaultArgs, "kernel arguments of the agent")
+	f.BoolVar(&c.debug, "debug", false, "log every request")
+	return cmd
+}
+
+func (c serveConfig) check() error {
+	if c.iface == "" {
+		return errors.New("serve: --interface is missing: the network interface that machines are on")
+	}
+	for _, name := range c.off {
+		if !slices.Contains(services, name) {
+			return fmt.Errorf("serve: without: %q is not one of %s", name, strings.Join(services, ", "))
+		}
+	}
+	return nil
+}
+
+// bootable says what machines would miss when they boot.
+func bootable(dir stateDir, ipxe string) error {
+	for _, name := range []string{netboot.FileBIOS, netboot.FileUEFI} {
+		if _, err := os.Stat(filepath.Join(ipxe, name)); err != nil {
+			return fmt.Errorf("serve: boot program: %w: install Debian's package ipxe, or name its directory with --ipxe", err)
+		}
+	}
+	for _, file := range []string{dir.kernel(), dir.initramfs()} {
+		if _, err := os.Stat(file); err != nil {
+			return fmt.Errorf("serve: %w: make it with 'rookery initramfs build'", err)
+		}
+	}
+	return nil
+}
+
+// runServer checks everything that can be checked, takes all ports, and then
+// runs the services until ctx ends or one of them fails.
+func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logger) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	own, err := ownAddress(c.iface, c.address)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	subnets, err := c.dhcp.subnets(own)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	if err := bootable(dir, c.ipxe); err != nil {
+		return err
+	}
+	files, err := openBootFiles(dir.boot(), c.ipxe)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	defer files.close()
+
+	addr := own.Addr()
+	at := func(port uint16) string { return netip.AddrPortFrom(addr, port).String() }
+	where := netboot.Site{Server: addr, HTTP: "http://" + at(c.httpPort), API: "https://" + at(c.httpsPort), Args: c.args}
+
+	keys, err := site.Open(dir.site())
+	if err != nil {
+		return err
+	}
+	tlsConfig, err := keys.TLS()
+	if err != nil {
+		return err
+	}
+	var ln listeners
+	defer ln.close()
+	public, agents, seeds := ln.tcp(at(c.httpPort)), ln.tcp(at(c.httpsPort)), ln.tcp(at(c.swarmPort))
+	if ln.err != nil {
+		return fmt.Errorf("serve: %w", ln.err)
+	}
+
+	images, err := openImages(dir)
+	if err != nil {
+		return err
+	}
+	peer := swarm.NewPeer(seeds, log)
+	seeder := &seed.Seeder{Store: images, Peer: peer, Tracker: where.HTTP + wire.PathAnnounce}
+	if err := seeder.All(); err != nil {
+		return err
+	}
+	records, err := store.Open(dir.records())
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	machines, err := fleet.New(ctx, fleet.Config{
+		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	web := &httpd.Server{
+		Fleet: machines, Blobs: images.Blob, Boot: files,
+		Tracker: tracker.New(seeder.Known), Site: where, Log: log,
+	}
+	publicRoutes, agentRoutes, adminRoutes := web.Routes()
+	// The records are ours alone by now, so a socket that is there has no owner.
+	admin := ln.unix(dir.admin())
+	if ln.err != nil {
+		return fmt.Errorf("serve: %w", ln.err)
+	}
+
+	parts := []serve.Part{
+		{Name: "http", Run: func(ctx context.Context) error { return httpd.Serve(ctx, public, publicRoutes, log) }},
+		{Name: "api", Run: func(ctx context.Context) error {
+			return httpd.Serve(ctx, tls.NewListener(agents, tlsConfig), agentRoutes, log)
+		}},
+		{Name: "admin", Run: func(ctx context.Context) error { return httpd.Serve(ctx, admin, adminRoutes, log) }},
+	}
+	for _, p := range []serve.Part{
+		{Name: "seeder", Run: peer.Run},
+		{Name: "dhcp", Run: (&dhcpd.Server{
+			Interface: c.iface, Subnets: subnets, Site: where, Hosts: hosts{machines},
+			Leases: leases{context.WithoutCancel(ctx), records}, Log: log,
+		}).Run},
+		{Name: "tftp", Run: (&tftpd.Server{Addr: at(c.tftpPort), Files: files, Log: log}).Run},
+		{Name: "radvd", Run: (&radvd.Server{Interface: c.iface, Log: log}).Run},
+	} {
+		if !slices.Contains(c.off, p.Name) {
+			parts = append(parts, p)
+		}
+	}
+	log.Info("serving", "interface", c.iface, "address", own, "http", where.HTTP, "api", where.API, "state", string(dir))
+	return serve.All(ctx, log, parts...)
+}
+
+// listeners takes ports until one cannot be had.
+type listeners struct {
+	all []net.Listener
+	err error
+}
+
+func (l *listeners) tcp(addr string) net.Listener { return l.listen("tcp", addr) }
+
+// unix takes a socket that only its owner can open, in place of what a killed
+// server left behind.
+func (l *listeners) unix(path string) net.Listener {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && l.err == nil {
+		l.err = err
+	}
+	ln := l.listen("unix", path)
+	if l.err == nil {
+		l.err = os.Chmod(path, 0o600)
+	}
+	return ln
+}
+
+func (l *listeners) listen(network, addr string) net.Listener {
+	if l.err != nil {
+		return nil
+	}
+	ln, err := net.Listen(network, addr)
+	if err != nil {
+		l.err = err
+		return nil
+	}
+	l.all = append(l.all, ln)
+	return ln
+}
+
+func (l *listeners) close() {
+	for _, ln := range l.all {
+		ln.Close()
+	}
+}
+
+// bootFiles are the files machines boot, of several directories: the first that
+// has a name answers for it. Symbolic links do not lead out of a directory.
+type bootFiles []*os.Root
+
+func openBootFiles(dirs ...string) (bootFiles, error) {
+	var all bootFiles
+	for _, dir := range dirs {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			all.close()
+			return nil, err
+		}
+		all = append(all, root)
+	}
+	return all, nil
+}
+
+func (b bootFiles) close() {
+	for _, root := range b {
+		root.Close()
+	}
+}
+
+// Open makes bootFiles a fs.FS.
+func (b bootFiles) Open(name string) (f fs.File, err error) {
+	for _, root := range b {
+		if f, err = root.FS().Open(name); !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	return f, err
+}

@@ -1,0 +1,111 @@
+// Package seed offers the layers of the image store to the swarm.
+package seed
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"rookery/image/store"
+	"rookery/transport"
+	"rookery/transport/swarm"
+	"rookery/wire"
+)
+
+// A Seeder serves layers from where they lie in the store. It is safe for use
+// by many goroutines.
+type Seeder struct {
+	Store   *store.Store
+	Peer    *swarm.Peer
+	Tracker string // announce URL
+
+	mu      sync.Mutex
+	offered map[wire.Digest]bool // layers
+	hashes  map[[20]byte]bool
+}
+
+// All offers every version in the store.
+func (s *Seeder) All() error {
+	versions, err := s.Store.List()
+	if err != nil {
+		return err
+	}
+	for _, v := range versions {
+		if err := s.offer(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Image finds a version by name and offers its layers. Versions that another
+// process published since the last call are found too.
+func (s *Seeder) Image(name string) (wire.Image, error) {
+	v, err := s.Store.Resolve(name)
+	if err != nil {
+		return wire.Image{}, err
+	}
+	return Named(v), s.offer(v)
+}
+
+// Named is what a script says of a version.
+func Named(v store.Version) wire.Image { return wire.Image{Name: v.Name, Manifest: v.Manifest} }
+
+// Known says whether a torrent is one of the store's.
+func (s *Seeder) Known(infohash [20]byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hashes[infohash]
+}
+
+func (s *Seeder) offer(v store.Version) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range v.Layers {
+		if s.offered[l.Digest] {
+			continue
+		}
+		if err := s.open(l); err != nil {
+			return fmt.Errorf("seed %s: layer %s: %w", v.Name, l.Digest, err)
+		}
+	}
+	return nil
+}
+
+func (s *Seeder) open(l store.Layer) error {
+	torrent, _, err := s.Store.Blob(l.Torrent)
+	if err != nil {
+		return fmt.Errorf("torrent: %w", err)
+	}
+	defer torrent.Close()
+	b, err := io.ReadAll(torrent)
+	if err != nil {
+		return fmt.Errorf("torrent: %w", err)
+	}
+	info, err := transport.ParseTorrent(b)
+	if err != nil {
+		return err
+	}
+	f, size, err := s.Store.Blob(l.Digest)
+	if err != nil {
+		return err
+	}
+	if size != info.Length || info.Layer != l.Digest {
+		f.Close()
+		return fmt.Errorf("torrent is of %d bytes of %s, the layer has %d", info.Length, info.Layer, size)
+	}
+	pieces := transport.NewPieces(info, layer{f})
+	pieces.AllDone()
+	s.Peer.Add(pieces, swarm.Options{Seeder: true, Trackers: []string{s.Tracker}})
+	if s.offered == nil {
+		s.offered, s.hashes = map[wire.Digest]bool{}, map[[20]byte]bool{}
+	}
+	s.offered[l.Digest], s.hashes[info.InfoHash] = true, true
+	return nil
+}
+
+// A layer is complete, so nothing is ever written to it.
+type layer struct{ *os.File }
+
+func (layer) WriteAt([]byte, int64) (int, error) { return 0, os.ErrPermission }
