@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"strings"
 	"sync"
@@ -219,6 +220,12 @@ func TestAnInstallationSurvivesRestartsOfServerAndNode(t *testing.T) {
 	s.restart()
 	if h, known := s.Host(mac1, ""); !known || h.Next != wire.Local || h.Address.String() != "10.0.0.7/24" || h.Gateway.String() != "10.0.0.1" {
 		t.Errorf("Host after the installation: %+v, %v", h, known)
+	}
+	if mac, h, known := s.HostAt(netip.MustParseAddr("10.0.0.7")); !known || mac != mac1 || h.Name != "n1" {
+		t.Errorf("HostAt: %s, %+v, %v, want n1", mac, h, known)
+	}
+	if _, h, known := s.HostAt(netip.MustParseAddr("10.0.0.8")); known {
+		t.Errorf("HostAt of nobody's address: %+v", h)
 	}
 	if w := s.hello(boots[2], mac1); w.Do != wire.Local {
 		t.Errorf("hello after the installation: %+v, want local", w)
