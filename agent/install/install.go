@@ -1,0 +1,464 @@
+// Package install carries out one install script on one machine: the whole
+// story, from the plan to the ending, as a list of steps.
+package install
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"rookery/disklayout"
+	"rookery/image"
+	"rookery/image/store"
+	"rookery/transport"
+	"rookery/wire"
+)
+
+// A Machine is what the story happens to. Before Partition nothing is changed.
+type Machine interface {
+	// Plan fits the script's layout to the disks, checks that what the plan
+	// needs is here, and says how many bytes the root filesystem will hold.
+	Plan(ctx context.Context, s wire.Script) (plan disklayout.Plan, room int64, err error)
+	// Partition carries the plan out and mounts it: the root to install into.
+	Partition(ctx context.Context, plan disklayout.Plan) (root string, err error)
+	// Fixup makes the copy a machine of its own: a line for each thing done.
+	Fixup(ctx context.Context, root string, plan disklayout.Plan, id wire.Identity) ([]string, error)
+	// Loader makes the root bootable.
+	Loader(ctx context.Context, root string, plan disklayout.Plan, id wire.Identity) error
+	// Release unmounts what Partition mounted, if anything.
+	Release() error
+}
+
+// A Network is where the image comes from. Nothing it gives is believed.
+type Network interface {
+	// Get fetches a file of the server, at most limit bytes.
+	Get(ctx context.Context, path string, limit int64) ([]byte, error)
+	// Join gives the ways to fill in pieces, and the swarm, or nil when there
+	// is none.
+	Join(p *transport.Pieces, transports []string) (transport.Source, Swarm, error)
+}
+
+// A Swarm is the others who exchange the pieces of a layer.
+type Swarm interface {
+	Peers() int      // connected
+	Incomplete() int // that still fetch
+	Leave()
+}
+
+// A Reporter hears what happens. It never holds the story up but in Flush,
+// which returns when the server has everything.
+type Reporter interface {
+	Start(phase wire.Phase, text string)
+	Progress(phase wire.Phase, text string, t *wire.Transfer)
+	Finish(phase wire.Phase, text string, t *wire.Transfer, err error)
+	LogText() []byte
+	Flush(ctx context.Context) error
+}
+
+// An Install is one script, one machine and what connects them.
+type Install struct {
+	Script  wire.Script // verified
+	Machine Machine
+	Network Network
+	Report  Reporter
+	Log     *slog.Logger
+
+	Extract image.Options
+	Workers int           // that extract; 0: one for each processor
+	Memory  int64         // bytes of pieces kept before there is a filesystem; 0: 64 MiB
+	Flush   time.Duration // to wait for the server's receipt at the end; 0: 10 minutes
+}
+
+// StagingDir is the directory of the new root that holds pieces while the
+// installation goes on.
+const StagingDir = ".rookery"
+
+// LogFile is where the installed system finds the log of its installation.
+const LogFile = "var/log/rookery/install.log"
+
+// run is the state of one installation.
+type run struct {
+	*Install
+	plan   disklayout.Plan
+	room   int64
+	root   string
+	layer  store.Layer
+	pieces *transport.Pieces
+	spool  *spool
+	index  *image.Index
+	swarm  Swarm
+	meter  meter
+
+	fetching sync.WaitGroup
+	stop     context.CancelFunc // of the fetching
+	fetched  chan error         // how it ended
+}
+
+// Run carries the script out and returns how the machine is to end: the
+// script's Ending, or its OnFailure with the error that led to it. It returns
+// when the server knows.
+func (in *Install) Run(ctx context.Context) (wire.Ending, error) {
+	r := &run{Install: in, fetched: make(chan error, 1)}
+	err := r.story(ctx)
+	if err != nil {
+		r.giveUp()
+	}
+	// The receipt is awaited even when ctx ended: somebody is to know.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), orDefault(in.Flush, 10*time.Minute))
+	defer cancel()
+	if e := in.Report.Flush(ctx); e != nil {
+		in.Log.Warn("end: the server was not told", "err", e)
+	}
+	if err != nil {
+		return in.Script.OnFailure, err
+	}
+	return in.Script.Ending, nil
+}
+
+func (r *run) story(ctx context.Context) error {
+	for _, step := range []struct {
+		phase wire.Phase
+		do    func(context.Context) (done string, err error)
+	}{
+		{wire.PhasePlan, r.preparation},
+		{wire.PhasePartition, r.partition},
+		{wire.PhaseFetch, r.fetch},
+		{wire.PhaseFixup, r.fixup},
+		{wire.PhaseLoader, r.loader},
+		{wire.PhaseLinger, r.linger},
+		{wire.PhaseEnd, r.end},
+	} {
+		r.Report.Start(step.phase, "")
+		done, err := r.watched(ctx, step.phase, step.do)
+		r.Report.Finish(step.phase, done, r.meter.read(), err)
+		if err != nil {
+			return fmt.Errorf("%s: %w", step.phase, err)
+		}
+	}
+	return nil
+}
+
+// watched runs one step, reports the transfer meanwhile, and takes a panic
+// for a failure: a machine has to end in a known state.
+func (r *run) watched(ctx context.Context, phase wire.Phase, do func(context.Context) (string, error)) (done string, err error) {
+	ended := make(chan struct{})
+	var ticker sync.WaitGroup
+	ticker.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if t := r.meter.read(); t != nil {
+					r.Report.Progress(phase, "", t)
+				}
+			case <-ended:
+				return
+			}
+		}
+	})
+	defer ticker.Wait()
+	defer close(ended)
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+			r.Log.Error("panic", "phase", phase, "stack", string(debug.Stack()))
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		return "", context.Cause(ctx)
+	}
+	return do(ctx)
+}
+
+// preparation is everything that can be known before a disk is touched: what
+// the image is and who has it, what the disks are, and that one fits the other.
+func (r *run) preparation(ctx context.Context) (string, error) {
+	plan, room, err := r.Machine.Plan(ctx, r.Script)
+	if err != nil {
+		return "", err
+	}
+	r.plan, r.room = plan, room
+	for _, line := range plan.Describe() {
+		r.Log.Info("plan: " + line)
+	}
+	info, err := r.image(ctx)
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
+	}
+	if err := r.join(ctx, info); err != nil {
+		return "", err
+	}
+	if r.index, err = r.readIndex(ctx); err != nil {
+		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
+	}
+	if err := fits(r.index.PlainSize(), r.layer.Size, r.room); err != nil {
+		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
+	}
+	where := "a directory"
+	if plan.Disk.Path != "" {
+		where = fmt.Sprintf("%s (%d bytes)", plan.Disk.Path, plan.Disk.Size)
+	}
+	return fmt.Sprintf("%s, %d bytes in %d entries, on %s", r.Script.Image.Name, r.index.PlainSize(), len(r.index.Entries), where), nil
+}
+
+// fits says whether a root filesystem of room bytes holds the image and,
+// for a while, the layer it comes from. ext4 keeps about a twentieth to itself.
+func fits(plain, staging, room int64) error {
+	if usable := room / 20 * 19; plain+staging > usable {
+		return fmt.Errorf("root filesystem has room for %d bytes, the image needs %d and %d while it is fetched: %w",
+			usable, plain, staging, disklayout.ErrTooSmall)
+	}
+	return nil
+}
+
+// image follows the digests from the script to the torrent.
+func (r *run) image(ctx context.Context) (transport.Info, error) {
+	manifest, err := r.get(ctx, wire.PathManifests, r.Script.Image.Manifest, store.MaxManifest)
+	if err != nil {
+		return transport.Info{}, fmt.Errorf("manifest: %w", err)
+	}
+	layers, err := store.ParseManifest(manifest)
+	if err != nil {
+		return transport.Info{}, fmt.Errorf("manifest: %w", err)
+	}
+	if len(layers) != 1 {
+		return transport.Info{}, fmt.Errorf("manifest has %d layers, this agent installs images of one", len(layers))
+	}
+	r.layer = layers[0]
+	if err := r.layer.Check(); err != nil {
+		return transport.Info{}, fmt.Errorf("manifest: %w", err)
+	}
+	torrent, err := r.get(ctx, wire.PathTorrents, r.layer.Torrent, transport.MaxTorrent)
+	if err != nil {
+		return transport.Info{}, fmt.Errorf("torrent: %w", err)
+	}
+	info, err := transport.ParseTorrent(torrent)
+	if err != nil {
+		return transport.Info{}, err
+	}
+	if info.Layer != r.layer.Digest || info.Length != r.layer.Size {
+		return transport.Info{}, fmt.Errorf("torrent is for %s of %d bytes, manifest says %s of %d bytes",
+			info.Layer, info.Length, r.layer.Digest, r.layer.Size)
+	}
+	return info, nil
+}
+
+// get fetches what a digest names, and nothing else. A server that is just
+// being started again is asked for a while.
+func (r *run) get(ctx context.Context, path string, digest wire.Digest, limit int64) ([]byte, error) {
+	if err := digest.Check(); err != nil {
+		return nil, err
+	}
+	for try := 1; ; try++ {
+		b, err := r.Network.Get(ctx, path+string(digest), limit)
+		if err == nil {
+			err = digest.Verify(b)
+		}
+		if err == nil || ctx.Err() != nil || try == 10 {
+			return b, err
+		}
+		r.Log.Warn("asking again", "path", path+string(digest), "err", err)
+		select {
+		case <-time.After(time.Duration(try) * time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// join begins to fetch: the index first, into memory until there is a disk.
+func (r *run) join(ctx context.Context, info transport.Info) error {
+	r.spool = newSpool(info.PieceLength, orDefault(r.Memory, 64<<20))
+	r.pieces = transport.NewPieces(info, r.spool)
+	r.pieces.Prefer(r.layer.IndexOffset, r.layer.IndexSize)
+	source, swarm, err := r.Network.Join(r.pieces, r.Script.Transports)
+	if err != nil {
+		return err
+	}
+	r.swarm = swarm
+	r.meter.watch(r.pieces, swarm)
+	ctx, r.stop = context.WithCancel(ctx)
+	r.fetching.Go(func() { r.fetched <- source.Fetch(ctx, r.pieces) })
+	return nil
+}
+
+// readIndex waits for the index, or for the end of all hope of it.
+func (r *run) readIndex(ctx context.Context) (*image.Index, error) {
+	err := r.orFetchFails(ctx, func(ctx context.Context) error {
+		return r.pieces.Wait(ctx, r.layer.IndexOffset, r.layer.IndexSize)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return image.ReadIndex(r.pieces, r.layer.Descriptor)
+}
+
+// orFetchFails runs wait, which waits for pieces, until the fetching fails.
+func (r *run) orFetchFails(ctx context.Context, wait func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	waited := make(chan error, 1)
+	go func() { waited <- wait(ctx) }()
+	for {
+		select {
+		case err := <-waited:
+			return err
+		case err := <-r.fetched:
+			r.fetched <- err // for the next who asks
+			if err == nil {
+				return <-waited // everything is there
+			}
+			cancel(err)
+			<-waited
+			return err
+		}
+	}
+}
+
+func (r *run) partition(ctx context.Context) (string, error) {
+	root, err := r.Machine.Partition(ctx, r.plan)
+	r.root = root
+	return "", err
+}
+
+// fetch extracts every frame as soon as its pieces are there.
+func (r *run) fetch(ctx context.Context) (string, error) {
+	if err := r.stage(); err != nil {
+		return "", fmt.Errorf("staging: %w", err)
+	}
+	x, err := image.NewExtractor(r.root, r.index, r.Extract)
+	if err != nil {
+		return "", err
+	}
+	defer x.Close()
+	workers := r.Workers
+	if workers < 1 {
+		workers = runtime.NumCPU()
+	}
+	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.pieces, r.index, x, workers) })
+	if err != nil {
+		return "", err
+	}
+	if err := x.Finish(); err != nil {
+		return "", err
+	}
+	if skipped := x.Skipped(); skipped != (image.Skipped{}) {
+		r.Log.Warn("not as root: left out", "owners", skipped.Owners, "devices", skipped.Devices, "xattrs", skipped.Xattrs)
+	}
+	_, server, peers, _ := r.pieces.Transfer()
+	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, server, peers), nil
+}
+
+// stage moves the pieces from memory into a file on the new filesystem.
+func (r *run) stage() error {
+	dir := filepath.Join(r.root, StagingDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, r.layer.Digest.Hex()), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	return r.spool.attach(f)
+}
+
+func (r *run) fixup(ctx context.Context) (string, error) {
+	did, err := r.Machine.Fixup(ctx, r.root, r.plan, r.Script.Identity)
+	for _, line := range did {
+		r.Log.Info("fixup: " + line)
+	}
+	return fmt.Sprintf("%d done", len(did)), err
+}
+
+func (r *run) loader(ctx context.Context) (string, error) {
+	return "", r.Machine.Loader(ctx, r.root, r.plan, r.Script.Identity)
+}
+
+// linger serves the others while there are any who still fetch.
+func (r *run) linger(ctx context.Context) (string, error) {
+	limit := time.NewTimer(time.Duration(r.Script.SeedFor) * time.Second)
+	defer limit.Stop()
+	look := time.NewTicker(500 * time.Millisecond)
+	defer look.Stop()
+	for {
+		if r.swarm == nil || r.Script.SeedFor == 0 || r.swarm.Incomplete() == 0 {
+			return "nobody else is fetching", nil
+		}
+		select {
+		case <-look.C:
+		case <-limit.C:
+			return fmt.Sprintf("others are still fetching after %d s, the script's limit", r.Script.SeedFor), nil
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
+}
+
+// end leaves the machine as it is to start: nothing of ours is on it but the
+// log, and everything is on the disk.
+func (r *run) end(context.Context) (string, error) {
+	r.leave()
+	if err := os.RemoveAll(filepath.Join(r.root, StagingDir)); err != nil {
+		return "", fmt.Errorf("staging: %w", err)
+	}
+	if err := r.saveLog(); err != nil {
+		return "", fmt.Errorf("log: %w", err)
+	}
+	if err := r.Machine.Release(); err != nil {
+		return "", err
+	}
+	return string(r.Script.Ending), nil
+}
+
+// leave ends the exchange of pieces and closes where they are.
+func (r *run) leave() {
+	if r.spool != nil {
+		r.spool.close() // first: who waits for room in it is let go
+	}
+	if r.stop != nil {
+		r.stop()
+	}
+	r.fetching.Wait()
+	if r.swarm != nil {
+		r.swarm.Leave()
+	}
+}
+
+// giveUp is end for a story that went wrong: what can be kept is kept.
+func (r *run) giveUp() {
+	r.leave()
+	if r.root != "" {
+		if err := r.saveLog(); err != nil {
+			r.Log.Warn("log not saved", "err", err)
+		}
+	}
+	if err := r.Machine.Release(); err != nil {
+		r.Log.Warn("release", "err", err)
+	}
+}
+
+// saveLog writes below the root alone: the image may have a link in the way.
+func (r *run) saveLog() error {
+	root, err := os.OpenRoot(r.root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.MkdirAll(filepath.Dir(LogFile), 0o755); err != nil {
+		return err
+	}
+	return root.WriteFile(LogFile, r.Report.LogText(), 0o640)
+}
+
+func orDefault[T int64 | time.Duration](v, otherwise T) T {
+	if v == 0 {
+		return otherwise
+	}
+	return v
+}

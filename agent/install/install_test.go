@@ -1,0 +1,244 @@
+package install_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rookery/agent/install"
+	"rookery/agent/install/installtest"
+	"rookery/disklayout"
+	"rookery/image"
+	"rookery/image/store"
+	"rookery/transport"
+	"rookery/wire"
+)
+
+// network makes installtest's fake an install.Network: its Swarm is a type of its own.
+type network struct{ *installtest.Network }
+
+func (n network) Join(p *transport.Pieces, names []string) (transport.Source, install.Swarm, error) {
+	return n.Network.Join(p, names)
+}
+
+// world is one node before its installation.
+type world struct {
+	machine *installtest.Machine
+	network *installtest.Network
+	report  *installtest.Reporter
+	in      *install.Install
+}
+
+func newWorld(t *testing.T, images *store.Store, version store.Version) *world {
+	w := &world{
+		machine: &installtest.Machine{Root: filepath.Join(t.TempDir(), "root"), Room: 100 << 20, Fail: map[string]error{}},
+		network: &installtest.Network{Store: images},
+		report:  &installtest.Reporter{},
+	}
+	w.in = &install.Install{
+		Script: installtest.Script(version), Machine: w.machine, Network: network{w.network}, Report: w.report,
+		Log: slog.New(slog.DiscardHandler), Extract: image.Options{Unprivileged: os.Geteuid() != 0},
+	}
+	return w
+}
+
+// installed checks that the root holds the image and nothing of ours but the log.
+func (w *world) installed(t *testing.T) {
+	t.Helper()
+	for name, want := range installtest.Files {
+		if got, err := os.ReadFile(filepath.Join(w.machine.Root, name)); err != nil || string(got) != want {
+			t.Errorf("%s: %d bytes, %v; want %d", name, len(got), err, len(want))
+		}
+	}
+	if _, err := os.Stat(filepath.Join(w.machine.Root, install.StagingDir)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("staging is still there: %v", err)
+	}
+	if log, err := os.ReadFile(filepath.Join(w.machine.Root, install.LogFile)); err != nil || !strings.Contains(string(log), "fetch finished") {
+		t.Errorf("log of the installation: %q, %v", log, err)
+	}
+}
+
+var phases = []wire.Phase{wire.PhasePlan, wire.PhasePartition, wire.PhaseFetch, wire.PhaseFixup, wire.PhaseLoader, wire.PhaseLinger, wire.PhaseEnd}
+
+func TestStory(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, images, version)
+		begin := time.Now()
+		w.network.Alone = begin.Add(20 * time.Second)
+		ending, err := w.in.Run(t.Context())
+		if err != nil || ending != wire.Reboot {
+			t.Fatalf("Run: %v, %v", ending, err)
+		}
+		var want []string
+		for _, phase := range phases {
+			want = append(want, string(phase)+" started", string(phase)+" finished")
+		}
+		if got := w.report.Events(); !slices.Equal(got, want) || !w.report.Told() {
+			t.Errorf("reported %q, told %v", got, w.report.Told())
+		}
+		if want := []string{"plan", "partition", "fixup", "loader", "release"}; !slices.Equal(w.machine.Calls, want) {
+			t.Errorf("the machine was asked for %v, want %v", w.machine.Calls, want)
+		}
+		if took := time.Since(begin); took < 20*time.Second || took > 22*time.Second {
+			t.Errorf("lingered %v, want until the other node is done", took)
+		}
+		if l := w.report.Last; l == nil || l.Done != version.Layers[0].Size || l.FromPeers != l.Total {
+			t.Errorf("last transfer: %+v", l)
+		}
+		if !w.network.Left() {
+			t.Error("the swarm was not left")
+		}
+		w.installed(t)
+	})
+}
+
+func TestLingerHasALimit(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	for seedFor, want := range map[int]time.Duration{60: time.Minute, 0: 0} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, images, version)
+			begin := time.Now()
+			w.network.Alone = begin.Add(time.Hour)
+			w.in.Script.SeedFor = seedFor
+			if _, err := w.in.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(begin).Round(time.Second); took != want {
+				t.Errorf("lingered %v, want %v", took, want)
+			}
+		})
+	}
+}
+
+// Whatever goes wrong: the phase says so with its cause, the ending is the
+// script's, everything is let go, the server knows.
+func TestFailures(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	broke := errors.New("it broke")
+	for _, tt := range []struct {
+		name  string
+		wreck func(*world)
+		phase wire.Phase
+		says  string
+		is    error
+	}{
+		{"no disk fits", func(w *world) { w.machine.Fail["plan"] = disklayout.ErrTooSmall }, wire.PhasePlan, "plan: disk too small", disklayout.ErrTooSmall},
+		{"no room for the image", func(w *world) { w.machine.Room = 3 << 20 }, wire.PhasePlan, "has room for 2988", disklayout.ErrTooSmall},
+		{"manifest tampered", func(w *world) { w.network.Alter = tamper(wire.PathManifests) }, wire.PhasePlan, "manifest: digest is sha256:", nil},
+		{"manifest missing", func(w *world) { w.in.Script.Image.Manifest = wire.DigestOf(nil) }, wire.PhasePlan, "image tiny:1: manifest: ", store.ErrNotFound},
+		{"torrent tampered", func(w *world) { w.network.Alter = tamper(wire.PathTorrents) }, wire.PhasePlan, "torrent: digest is sha256:", nil},
+		{"no source has the index", func(w *world) { w.network.Pass = func(int) error { return broke } }, wire.PhasePlan, "image tiny:1: it broke", broke},
+		{"disk broken", func(w *world) { w.machine.Fail["partition"] = broke }, wire.PhasePartition, "partition: it broke", broke},
+		{"sources run dry", func(w *world) { w.network.Pass = dry(broke) }, wire.PhaseFetch, "fetch: it broke", broke},
+		{"fixup", func(w *world) { w.machine.Fail["fixup"] = broke }, wire.PhaseFixup, "fixup: it broke", broke},
+		{"loader", func(w *world) { w.machine.Fail["loader"] = broke }, wire.PhaseLoader, "loader: it broke", broke},
+		{"panic", func(w *world) { w.machine.Panic = "loader" }, wire.PhaseLoader, "loader: panic: machine: loader", nil},
+		{"unmount", func(w *world) { w.machine.Fail["release"] = broke }, wire.PhaseEnd, "end: it broke", broke},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, images, version)
+				tt.wreck(w)
+				ending, err := w.in.Run(t.Context())
+				if err == nil || ending != wire.Shell {
+					t.Fatalf("Run: %q, %v; want shell and an error", ending, err)
+				}
+				if !strings.Contains(err.Error(), tt.says) || tt.is != nil && !errors.Is(err, tt.is) {
+					t.Errorf("error %q, want %q and %v", err, tt.says, tt.is)
+				}
+				events := w.report.Events()
+				if last := events[len(events)-1]; !strings.HasPrefix(last, string(tt.phase)+" failed: ") {
+					t.Errorf("last event %q, want %s failed", last, tt.phase)
+				}
+				if !w.report.Told() {
+					t.Error("the server was not told")
+				}
+				if touched := slices.Contains(w.machine.Calls, "partition"); touched != (tt.phase != wire.PhasePlan) {
+					t.Errorf("the disk was touched: %v, when %s failed", touched, tt.phase)
+				}
+				if w.machine.Calls[len(w.machine.Calls)-1] != "release" {
+					t.Errorf("the machine was not released: %v", w.machine.Calls)
+				}
+				if tt.phase == wire.PhaseLoader {
+					if _, err := os.Stat(filepath.Join(w.machine.Root, install.LogFile)); err != nil {
+						t.Errorf("log of the failure: %v", err)
+					}
+				}
+			})
+		})
+	}
+}
+
+func tamper(path string) func(string, []byte) ([]byte, error) {
+	return func(p string, b []byte) ([]byte, error) {
+		if strings.HasPrefix(p, path) {
+			return installtest.Flip(b), nil
+		}
+		return b, nil
+	}
+}
+
+// dry is a source that has the end of the layer, with the index, alone, and
+// takes its time to say so.
+func dry(err error) func(int) error {
+	return func(piece int) error {
+		if piece < 10 {
+			time.Sleep(5 * time.Second) // of the bubble
+			return err
+		}
+		return nil
+	}
+}
+
+// A node that lost power in the middle starts over, on the same disk.
+func TestPowerCycle(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, images, version)
+		ctx, power := context.WithCancel(t.Context())
+		w.network.Pass = func(piece int) error {
+			if piece == 5 {
+				power()
+			}
+			return ctx.Err()
+		}
+		if _, err := w.in.Run(ctx); !errors.Is(err, context.Canceled) {
+			t.Fatalf("Run: %v", err)
+		}
+		again := newWorld(t, images, version)
+		again.machine.Root = w.machine.Root
+		if _, err := again.in.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		again.installed(t)
+	})
+}
+
+// A small memory holds pieces back until there is a disk, and no longer.
+func TestLittleMemory(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, images, version)
+		w.in.Memory = 256 << 10
+		if _, err := w.in.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.installed(t)
+	})
+}
+
+func TestDirectoryHasRoom(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	_, room, err := install.Directory{Path: dir}.Plan(t.Context(), wire.Script{})
+	if err != nil || room <= 0 {
+		t.Fatalf("room in %s: %d, %v", dir, room, err)
+	}
+}

@@ -1,0 +1,280 @@
+// Package installtest has fakes of what an installation is made of: a machine
+// that is a directory, a network that is a store, a reporter that remembers.
+package installtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"rookery/disklayout"
+	"rookery/image"
+	"rookery/image/store"
+	"rookery/transport"
+	"rookery/wire"
+)
+
+// Files is the content of the image that Publish makes.
+var Files = map[string]string{
+	"etc/hostname": "golden\n",
+	"etc/motd":     strings.Repeat("welcome to the rookery\n", 40_000),
+	"bin/true":     "\x7fELF" + strings.Repeat("\x00\x01\x02\x03", 60_000),
+}
+
+// Publish makes a store in dir with an image of Files, named "tiny:1".
+func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
+	t.Helper()
+	s, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Torrent = transport.NewTorrent
+	entries := []image.Entry{{Path: ".", Type: image.Dir, Mode: 0o755}}
+	for _, name := range []string{"etc", "bin", "var"} {
+		entries = append(entries, image.Entry{Path: name, Type: image.Dir, Mode: 0o755})
+	}
+	// Not compressible: a layer of several pieces.
+	noise := make([]byte, 3<<20)
+	for i, x := range [2]int{} {
+		for j := range noise {
+			x = x*1103515245 + 12345 + j
+			noise[j] ^= byte(x>>16) + byte(i)
+		}
+	}
+	content := map[string]string{"bin/noise": string(noise)}
+	for name, text := range Files {
+		content[name] = text
+	}
+	for name, text := range content {
+		entries = append(entries, image.Entry{Path: name, Type: image.Regular, Mode: 0o644, Size: int64(len(text)),
+			UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
+	}
+	version, err := s.Publish("tiny:1", func(w io.Writer) (image.Descriptor, error) {
+		return image.Write(w, entries, func(e image.Entry) (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader(content[e.Path])), nil
+		})
+	}, store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, version
+}
+
+// Script installs version and ends with reboot, or with a shell.
+func Script(version store.Version) wire.Script {
+	return wire.Script{
+		Version: 1, ID: strings.Repeat("ab", 16), Node: "n1",
+		Image:      wire.Image{Name: version.Name, Manifest: version.Manifest},
+		Transports: []string{"bittorrent", "http"},
+		Layout:     disklayout.Default(),
+		Identity:   wire.Identity{Hostname: "n1", MachineID: strings.Repeat("cd", 16)},
+		SeedFor:    60, Ending: wire.Reboot, OnFailure: wire.Shell,
+	}
+}
+
+// A Machine installs into Root. Fail says what a step is to fail with.
+type Machine struct {
+	Root  string
+	Room  int64
+	Fail  map[string]error // "plan", "partition", "fixup", "loader", "release"
+	Panic string           // the step that panics
+
+	Calls []string
+}
+
+func (m *Machine) call(step string) error {
+	m.Calls = append(m.Calls, step)
+	if m.Panic == step {
+		panic("machine: " + step)
+	}
+	return m.Fail[step]
+}
+
+// Plan plans a disk of Room bytes, all of it root.
+func (m *Machine) Plan(context.Context, wire.Script) (disklayout.Plan, int64, error) {
+	return disklayout.Plan{}, m.Room, m.call("plan")
+}
+
+// Partition empties Root, as mkfs does.
+func (m *Machine) Partition(context.Context, disklayout.Plan) (string, error) {
+	err := m.call("partition")
+	if err == nil {
+		err = errors.Join(os.RemoveAll(m.Root), os.MkdirAll(m.Root, 0o755))
+	}
+	return m.Root, err
+}
+
+// Fixup does nothing.
+func (m *Machine) Fixup(context.Context, string, disklayout.Plan, wire.Identity) ([]string, error) {
+	return []string{"hostname: n1"}, m.call("fixup")
+}
+
+// Loader does nothing.
+func (m *Machine) Loader(context.Context, string, disklayout.Plan, wire.Identity) error {
+	return m.call("loader")
+}
+
+// Release does nothing.
+func (m *Machine) Release() error { return m.call("release") }
+
+// A Network serves a store. It is its own source and its own swarm.
+type Network struct {
+	Store *store.Store
+	Alter func(path string, b []byte) ([]byte, error) // what becomes of a file; nil: nothing
+	Pass  func(piece int) error                       // asked before each piece; nil: all pass
+	Alone time.Time                                   // until then somebody else is fetching
+
+	mu   sync.Mutex
+	left bool
+}
+
+// Get reads a blob.
+func (n *Network) Get(_ context.Context, path string, limit int64) ([]byte, error) {
+	f, size, err := n.Store.Blob(wire.Digest(path[strings.LastIndexByte(path, '/')+1:]))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if size > limit {
+		return nil, fmt.Errorf("%d bytes, limit %d", size, limit)
+	}
+	b, err := io.ReadAll(f)
+	if err == nil && n.Alter != nil {
+		return n.Alter(path, b)
+	}
+	return b, err
+}
+
+// Join gives the network itself.
+func (n *Network) Join(*transport.Pieces, []string) (transport.Source, Swarm, error) {
+	return n, n, nil
+}
+
+// Swarm is install.Swarm.
+type Swarm interface {
+	Peers() int
+	Incomplete() int
+	Leave()
+}
+
+func (n *Network) String() string { return "fake" }
+
+// Peers is 1.
+func (n *Network) Peers() int { return 1 }
+
+// Incomplete is 1 until Alone.
+func (n *Network) Incomplete() int {
+	if time.Now().Before(n.Alone) {
+		return 1
+	}
+	return 0
+}
+
+// Leave is remembered.
+func (n *Network) Leave() { n.mu.Lock(); defer n.mu.Unlock(); n.left = true }
+
+// Left says whether the swarm was left.
+func (n *Network) Left() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.left }
+
+// Fetch reads the layer off the store, from its last piece on.
+func (n *Network) Fetch(ctx context.Context, p *transport.Pieces) error {
+	f, _, err := n.Store.Blob(p.Info().Layer)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		piece, ok := p.Claim(func(i int) (int64, bool) { return int64(-i), true })
+		if !ok {
+			return nil
+		}
+		b := make([]byte, p.Info().PieceSize(piece))
+		_, err := f.ReadAt(b, int64(piece)*p.Info().PieceLength)
+		if n.Pass != nil && err == nil {
+			err = n.Pass(piece)
+		}
+		if err == nil {
+			err = p.Put(piece, b, transport.FromPeer)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			p.Release(piece)
+			return err
+		}
+	}
+}
+
+// A Reporter remembers.
+type Reporter struct {
+	mu      sync.Mutex
+	events  []string
+	Last    *wire.Transfer
+	flushed int
+}
+
+func (r *Reporter) add(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, fmt.Sprintf(format, args...))
+}
+
+// Start remembers.
+func (r *Reporter) Start(phase wire.Phase, _ string) { r.add("%s started", phase) }
+
+// Progress is not remembered.
+func (r *Reporter) Progress(wire.Phase, string, *wire.Transfer) {}
+
+// Finish remembers.
+func (r *Reporter) Finish(phase wire.Phase, _ string, t *wire.Transfer, err error) {
+	if err != nil {
+		r.add("%s failed: %v", phase, err)
+		return
+	}
+	r.add("%s finished", phase)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Last = t
+}
+
+// LogText is the events.
+func (r *Reporter) LogText() []byte {
+	return []byte(strings.Join(r.Events(), "\n") + "\n")
+}
+
+// Flush remembers how many events there were.
+func (r *Reporter) Flush(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.flushed = len(r.events)
+	return nil
+}
+
+// Events are "phase state" lines.
+func (r *Reporter) Events() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.events...)
+}
+
+// Told says whether Flush came after the last event.
+func (r *Reporter) Told() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.flushed == len(r.events)
+}
+
+// Flip gives b with one bit of it changed.
+func Flip(b []byte) []byte {
+	b = bytes.Clone(b)
+	b[len(b)/2] ^= 1
+	return b
+}
