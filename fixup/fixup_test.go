@@ -84,7 +84,7 @@ func TestFixups(t *testing.T) {
 	fstab := fmt.Sprintf("UUID=%s / ext4 errors=remount-ro 0 1\nUUID=%s /boot/efi vfat umask=0077 0 2\nUUID=%s none swap sw 0 0\n",
 		p.At("/").FSUUID, p.At("/boot/efi").FSUUID, p.Partitions[1].FSUUID)
 	const lo = "# Written by Rookery when this machine was installed.\nsource /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n"
-	const static = "# Written by Rookery when this machine was installed.\n\nauto /mac/52:54:00:aa:bb:cc=rookery0\niface rookery0 inet static\n\taddress 10.0.0.42/24\n\tgateway 10.0.0.1\n\tdns-nameservers 10.0.0.1 10.0.0.2\n"
+	const static = "# Written by Rookery when this machine was installed.\n\nauto mac/52:54:00:aa:bb:cc=rookery0\niface rookery0 inet static\n\taddress 10.0.0.42/24\n\tgateway 10.0.0.1\n\tdns-nameservers 10.0.0.1 10.0.0.2\n"
 	const networkd = "# Written by Rookery when this machine was installed.\n[Match]\nMACAddress=52:54:00:aa:bb:cc\nType=ether\n\n[Network]\nAddress=10.0.0.42/24\nGateway=10.0.0.1\nDNS=10.0.0.1\nDNS=10.0.0.2\nDomains=lab.example\n"
 	const networkdDHCP = "# Written by Rookery when this machine was installed.\n[Match]\nMACAddress=52:54:00:aa:bb:cc\nType=ether\n\n[Network]\nDHCP=yes\nDNS=10.0.0.1\nDNS=10.0.0.2\nDomains=lab.example\n\n[DHCPv4]\nClientIdentifier=mac\n"
 	const resolv = "search lab.example\nnameserver 10.0.0.1\nnameserver 10.0.0.2\n"
@@ -132,7 +132,7 @@ func TestFixups(t *testing.T) {
 		{fixup: "network", name: "ifupdown with DHCP", id: with(func(i *wire.Identity) { i.Network = dhcp }), did: "ifupdown",
 			files: map[string]string{"usr/sbin/ifup": "", "usr/sbin/dhclient": ""},
 			want: map[string]string{"etc/network/interfaces": lo,
-				"etc/network/interfaces.d/rookery": "# Written by Rookery when this machine was installed.\n\nauto /mac/52:54:00:aa:bb:cc=rookery0\niface rookery0 inet dhcp\n"}},
+				"etc/network/interfaces.d/rookery": "# Written by Rookery when this machine was installed.\n\nauto mac/52:54:00:aa:bb:cc=rookery0\niface rookery0 inet dhcp\n"}},
 		{fixup: "network", name: "ifupdown without a DHCP client beside networkd", id: with(func(i *wire.Identity) { i.Network = dhcp }), did: "systemd-networkd, enabled",
 			files: map[string]string{"usr/sbin/ifup": "", "usr/lib/systemd/system/systemd-networkd.service": "", "usr/lib/systemd/system/systemd-networkd.socket": ""},
 			want: map[string]string{"etc/network/interfaces": lo, "etc/network/interfaces.d/rookery": gone, "etc/systemd/network/00-rookery0.network": networkdDHCP,

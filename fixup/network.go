@@ -124,7 +124,7 @@ func configures(text string) bool {
 	return false
 }
 
-// interfaces is ifupdown's configuration: "auto /mac/M=L" brings the interface
+// interfaces is ifupdown's configuration: "auto mac/M=L" brings the interface
 // whose address is M up as the logical interface L (interfaces(5), pattern
 // matching interfaces).
 func interfaces(ifaces []iface, id wire.Identity) string {
@@ -138,7 +138,7 @@ func interfaces(ifaces []iface, id wire.Identity) string {
 				family = "inet6"
 			}
 		}
-		fmt.Fprintf(&b, "\nauto /mac/%s=rookery%d\niface rookery%d %s %s\n", i.mac, n, n, family, method)
+		fmt.Fprintf(&b, "\nauto mac/%s=rookery%d\niface rookery%d %s %s\n", i.mac, n, n, family, method)
 		if method == "dhcp" {
 			continue
 		}
