@@ -221,6 +221,17 @@ func show(name string) string {
 	return string(b)
 }
 
+// An installation into a directory has no disk; its fstab is somebody else's.
+func TestWithoutDisk(t *testing.T) {
+	root := tree(t, map[string]string{"etc/fstab": "UUID=1-2 / xfs defaults 0 1\n"})
+	if _, err := Apply(t.Context(), root, wire.Identity{Hostname: "n1", MachineID: id.MachineID}, disklayout.Plan{}, quiet); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(filepath.Join(root, "etc/fstab")); got != "UUID=1-2 / xfs defaults 0 1\n" {
+		t.Errorf("fstab: %q", got)
+	}
+}
+
 func TestHostKeys(t *testing.T) {
 	files := map[string]string{"etc/ssh/sshd_config": "", "etc/ssh/ssh_host_dsa_key": "old", "etc/ssh/ssh_host_ed25519_key": "old", "etc/ssh/moduli": "stays"}
 	one, two := tree(t, files), tree(t, files)

@@ -9,6 +9,9 @@ import (
 )
 
 func (m machine) fstab() (string, error) {
+	if len(m.plan.Partitions) == 0 { // an installation into a directory
+		return "", nil
+	}
 	old, err := m.read("etc/fstab")
 	if err != nil {
 		return "", err

@@ -20,17 +20,27 @@ type Run func(ctx context.Context, name string, args ...string) error
 // first process has none, and users' leave out sbin.
 const path = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Host runs programs of this system.
-func Host(ctx context.Context, name string, args ...string) error {
+// Look finds the program that Host runs for name, so that its lack is known
+// before anything is written.
+func Look(name string) (string, error) {
 	if filepath.IsAbs(name) {
-		return run(ctx, "", name, args)
+		return exec.LookPath(name)
 	}
 	for _, dir := range filepath.SplitList(path) {
 		if found, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return run(ctx, "", found, args)
+			return found, nil
 		}
 	}
-	return fmt.Errorf("%s: not found in %s", name, path)
+	return "", fmt.Errorf("%s: not found in %s", name, path)
+}
+
+// Host runs programs of this system.
+func Host(ctx context.Context, name string, args ...string) error {
+	found, err := Look(name)
+	if err != nil {
+		return err
+	}
+	return run(ctx, "", found, args)
 }
 
 // Chroot runs programs of the system below root. Their names are absolute
