@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -185,8 +186,10 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 		return "", err
 	}
 	r.plan, r.room = plan, room
-	for _, line := range plan.Describe() {
-		r.Log.Info("plan: " + line)
+	if plan.Disk.Path != "" {
+		for _, line := range plan.Describe() {
+			r.Log.Info("plan: " + line)
+		}
 	}
 	info, err := r.image(ctx)
 	if err != nil {
@@ -370,10 +373,7 @@ func (r *run) stage() error {
 
 func (r *run) fixup(ctx context.Context) (string, error) {
 	did, err := r.Machine.Fixup(ctx, r.root, r.plan, r.Script.Identity)
-	for _, line := range did {
-		r.Log.Info("fixup: " + line)
-	}
-	return fmt.Sprintf("%d done", len(did)), err
+	return strings.Join(did, "; "), err
 }
 
 func (r *run) loader(ctx context.Context) (string, error) {

@@ -31,7 +31,8 @@ type agent struct {
 	report  *report.Reporter
 	console *report.Console
 	log     *slog.Logger
-	memory  int64 // for pieces, before there is a disk
+	memory  int64       // for pieces, before there is a disk
+	end     wire.Ending // "" as the script says
 	extract image.Options
 
 	inventory func() (wire.Inventory, error)
@@ -167,6 +168,9 @@ func (a *agent) script(ctx context.Context) (wire.Script, error) {
 
 // install carries out a verified script while send takes the events.
 func (a *agent) install(ctx context.Context, script wire.Script, send func(context.Context, []wire.Event) error) (ending wire.Ending, err error) {
+	if a.end != "" {
+		script.Ending, script.OnFailure = a.end, a.end
+	}
 	site := &install.Site{Base: a.http, Client: filesClient(), Moved: func(src transport.Source, err error) {
 		a.log.Warn("fetch: next source", "err", err)
 	}}

@@ -30,6 +30,7 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 // common are the flags of both commands.
 type common struct {
 	site, http, disk, root, end, listen, firmware string
+	noLoader                                      bool
 }
 
 func (c *common) flags(name string, stderr io.Writer) *flag.FlagSet {
@@ -42,6 +43,7 @@ func (c *common) flags(name string, stderr io.Writer) *flag.FlagSet {
 	fs.StringVar(&c.end, "end", "exit", "what to do afterwards, whatever the script says; a plain process can only `exit`")
 	fs.StringVar(&c.listen, "listen", ":6881", "`ADDRESS` to exchange pieces with other nodes at; \"\" takes no part in swarms")
 	fs.StringVar(&c.firmware, "firmware", "", "firmware to install for, `bios or uefi`; the default is this machine's")
+	fs.BoolVar(&c.noLoader, "no-loader", false, "with --disk: install no boot loader")
 	return fs
 }
 
@@ -80,12 +82,12 @@ func (c *common) agent(stderr io.Writer) (*agent, func(), error) {
 	if firmware == "" {
 		firmware = host.Firmware(os.DirFS("/sys"))
 	}
-	a := &agent{boot: boot, site: site, report: rep, log: rep.Logger(), console: console, http: c.http, listen: c.listen}
+	a := &agent{boot: boot, site: site, report: rep, log: rep.Logger(), console: console, http: c.http, listen: c.listen, end: wire.Ending(c.end)}
 	a.machine = func() install.Machine {
 		if c.disk == "" {
 			return install.Directory{Path: c.root, Log: a.log}
 		}
-		return &install.Computer{Disks: func() ([]disklayout.Disk, error) { return oneDisk(c.disk) }, Firmware: firmware, Root: c.root, Log: a.log}
+		return &install.Computer{Disks: func() ([]disklayout.Disk, error) { return oneDisk(c.disk) }, Firmware: firmware, Root: c.root, NoLoader: c.noLoader, Log: a.log}
 	}
 	a.inventory = func() (wire.Inventory, error) {
 		inv, err := host.Inventory(os.DirFS("/sys"), os.DirFS("/proc"))

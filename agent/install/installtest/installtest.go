@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -42,12 +43,7 @@ func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
 	}
 	// Not compressible: a layer of several pieces.
 	noise := make([]byte, 3<<20)
-	for i, x := range [2]int{} {
-		for j := range noise {
-			x = x*1103515245 + 12345 + j
-			noise[j] ^= byte(x>>16) + byte(i)
-		}
-	}
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise) // never fails
 	content := map[string]string{"bin/noise": string(noise)}
 	for name, text := range Files {
 		content[name] = text
