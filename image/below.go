@@ -19,10 +19,10 @@ func newBelow(root int) *below { return &below{root: root, path: "."} }
 
 // dir gives an O_PATH descriptor of a directory, good until the next call.
 func (b *below) dir(path string) (int, error) {
-	if path == b.path {
-		if path == "." {
-			return b.root, nil
-		}
+	switch path {
+	case ".":
+		return b.root, nil
+	case b.path:
 		return b.fd, nil
 	}
 	fd, rest := b.root, path

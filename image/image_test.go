@@ -444,3 +444,23 @@ func BenchmarkExtract(b *testing.B) {
 		}
 	}
 }
+
+// A target that something holds open cannot be unmounted.
+func TestNothingStaysOpen(t *testing.T) {
+	tr := imagetest.Nasty().Deep()
+	layer, d := tr.Layer(t)
+	dir := t.TempDir()
+	if _, err := image.Extract(t.Context(), dir, bytes.NewReader(layer), d, image.Options{Unprivileged: true}); err != nil {
+		t.Fatal(err)
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		target, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+		if target == dir || strings.HasPrefix(target, dir+"/") {
+			t.Errorf("descriptor %s is still open on %s", fd.Name(), target)
+		}
+	}
+}

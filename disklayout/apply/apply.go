@@ -133,8 +133,11 @@ func options(fs disklayout.FS) string {
 func unmountBusy(point string) error {
 	for try := 0; ; try++ {
 		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
-		if !errors.Is(err, unix.EBUSY) || try == 50 {
+		if !errors.Is(err, unix.EBUSY) {
 			return err
+		}
+		if try == 50 {
+			return fmt.Errorf("%w: held by %s", err, holders(point))
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
