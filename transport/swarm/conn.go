@@ -136,9 +136,8 @@ type conn struct {
 	// Below t.mu.
 	addr       netip.AddrPort // where the peer listens, when known
 	has        bitset
-	hasN       int  // set in has
-	useful     int  // in has and not in t.have
-	started    bool // the peer has said what it has
+	hasN       int // set in has
+	useful     int // in has and not in t.have
 	choked     bool
 	interested bool
 	storing    bool
@@ -190,9 +189,8 @@ func (t *Torrent) serve(ctx context.Context, c *conn) {
 			t.peer.log.Debug("swarm: write", "client", remote(c.nc), "err", err)
 		}
 	})
-	if err := c.read(); err != nil {
-		t.peer.log.Debug("swarm: read", "client", remote(c.nc), "err", err)
-	}
+	err := c.read()
+	t.peer.log.Debug("swarm: connection ended", "client", remote(c.nc), "err", err)
 	c.close()
 	t.detach(c)
 	wg.Wait()
@@ -366,17 +364,11 @@ func (c *conn) handle(m *pp.Message) error {
 		}
 		t.gains(c, int(m.Index))
 	case pp.Bitfield, pp.HaveAll, pp.HaveNone:
-		if c.started || m.Type != pp.Bitfield && !c.fast {
-			return errors.New("out of place")
-		}
+		// At the start, by the book; aria2 says its new pieces like this, too.
 		if err := c.declare(m); err != nil {
 			return err
 		}
-		c.started = true
 	case pp.Reject:
-		if !c.fast {
-			return errors.New("out of place")
-		}
 		if d, _ := c.find(int64(m.Index), int64(m.Begin), int64(m.Length)); d != nil {
 			t.abandon(c)
 			c.paused = time.Now().Add(time.Second)
@@ -397,7 +389,7 @@ func (c *conn) handle(m *pp.Message) error {
 	return nil
 }
 
-// declare notes what the peer has at the start.
+// declare notes all that the peer has.
 func (c *conn) declare(m *pp.Message) error {
 	count := len(c.t.copies)
 	if m.Type == pp.Bitfield && len(m.Bitfield) != (count+7)/8*8 {

@@ -64,9 +64,7 @@ func FuzzConn(f *testing.F) {
 		if !torrent.attach(c) {
 			t.Fatal("not admitted")
 		}
-		if err := c.read(); err == nil {
-			t.Fatal("it ended without an error")
-		}
+		t.Log(c.read())
 		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.useful > c.hasN || c.useful < 0 || c.inflight < 0 || c.inflight > maxDepth {
 			t.Fatalf("counts: %d requests, has %d, useful %d, in flight %d", len(c.requests), c.hasN, c.useful, c.inflight)
 		}
