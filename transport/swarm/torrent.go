@@ -261,21 +261,21 @@ func (t *Torrent) learn(addrs []netip.AddrPort) {
 	const max = 256
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old := map[netip.AddrPort]*candidate{}
+	met := map[netip.AddrPort]*candidate{}
 	for _, c := range t.known {
-		old[c.addr] = c
+		met[c.addr] = c
 	}
 	var known []*candidate
 	for _, addr := range addrs {
-		if old[addr] == nil {
-			known = append(known, &candidate{addr: addr})
-		} else {
-			known = append(known, old[addr])
+		if met[addr] == nil {
+			met[addr] = &candidate{addr: addr}
 		}
-		delete(old, addr)
+		if !slices.Contains(known, met[addr]) {
+			known = append(known, met[addr])
+		}
 	}
 	for _, c := range t.known {
-		if old[c.addr] != nil {
+		if !slices.Contains(addrs, c.addr) {
 			known = append(known, c)
 		}
 	}

@@ -4,7 +4,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
@@ -78,6 +81,41 @@ func FuzzConn(f *testing.F) {
 			t.Fatalf("%d pieces still open", torrent.open)
 		}
 	})
+}
+
+func TestWhomToConnectTo(t *testing.T) {
+	_, info := transporttest.Layer(t, 1, 64<<10)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	torrent := NewPeer(ln, slog.New(slog.DiscardHandler)).Add(transport.NewPieces(info, transporttest.NewMemory(nil)), Options{})
+	at := func(n int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), 6881)
+	}
+	torrent.learn([]netip.AddrPort{at(1), at(2)})
+	torrent.learn([]netip.AddrPort{at(3), at(2), at(3), at(4)})
+	torrent.peer.ban(at(4).Addr())
+	var got []netip.AddrPort
+	for _, c := range torrent.candidates(time.Now()) {
+		got = append(got, c.addr)
+	}
+	if want := []netip.AddrPort{at(3), at(2), at(1)}; !slices.Equal(got, want) {
+		t.Fatalf("connects to %v, want %v", got, want)
+	}
+	if again := torrent.candidates(time.Now()); len(again) != 0 {
+		t.Fatalf("and %d of them once more", len(again))
+	}
+	for n := range 250 {
+		torrent.learn([]netip.AddrPort{netip.AddrPortFrom(at(9).Addr(), uint16(n+1)), at(n)})
+	}
+	if n := len(torrent.known); n != 256 {
+		t.Fatalf("%d peers are remembered, want 256", n)
+	}
+	if n := len(torrent.candidates(time.Now())); n > wanted {
+		t.Fatalf("%d connections at once, want %d", n, wanted)
+	}
 }
 
 func FuzzReply(f *testing.F) {
