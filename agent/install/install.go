@@ -138,8 +138,12 @@ func (r *run) story(ctx context.Context) error {
 		r.Report.Start(step.phase, "")
 		done, err := r.watched(ctx, step.phase, step.do)
 		r.Report.Finish(step.phase, done, r.meter.read(), err)
-		if err != nil {
-			return fmt.Errorf("%s: %w", step.phase, err)
+		switch prefix := string(step.phase) + ": "; {
+		case err == nil:
+		case strings.HasPrefix(err.Error(), prefix): // fixup and loader name themselves
+			return err
+		default:
+			return fmt.Errorf("%s%w", prefix, err)
 		}
 	}
 	return nil
