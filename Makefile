@@ -43,7 +43,7 @@ unit: deps build kernel ## unit and namespace tests with the race detector
 	packages=$$(go list ./...) && go test -race -timeout 3m $$(echo "$$packages" | grep -v '/qemu-tests')
 
 vm: deps build kernel image ## stories in virtual machines; slow
-	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs
+	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs ./cmd/rookery-agent
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m ./qemu-tests/...
 
 fuzz: ## each fuzz target for FUZZTIME=10s

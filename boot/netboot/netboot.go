@@ -21,8 +21,11 @@ const (
 	FileUEFIHTTP = "ipxe.efi"      // has drivers of its own: firmware that booted by HTTP may offer no plain card
 )
 
-// PathBoot is where the boot files are served by HTTP.
-const PathBoot = "/boot/"
+// Where the boot files are served by HTTP.
+const (
+	PathBoot   = "/boot/"
+	PathBootOf = "/boot/of/" // + MAC address + "/" + file: not there for a machine that starts from its own disk
+)
 
 // Names of the files below PathBoot that the scripts ask for.
 const (
@@ -85,7 +88,7 @@ func Decide(r Request, s Site) Answer {
 		case 16:
 			// UEFI 2.10, 24.7.3.1: only a reply with this class is a HTTP Boot offer.
 			if http {
-				return Answer{File: s.HTTP + PathBoot + FileUEFIHTTP, VendorClass: "HTTPClient"}
+				return Answer{File: s.HTTP + PathBootOf + r.MAC + "/" + FileUEFIHTTP, VendorClass: "HTTPClient"}
 			}
 		}
 	}

@@ -36,7 +36,7 @@ func TestDecide(t *testing.T) {
 		{"OVMF, PXE", Request{VendorClass: "PXEClient:Arch:00007:UNDI:003001", Archs: []uint16{7}}, Answer{File: "snponly.efi"}},
 		{"UEFI that says EBC", Request{VendorClass: "PXEClient:Arch:00009:UNDI:003001", Archs: []uint16{9}}, Answer{File: "snponly.efi"}},
 		{"OVMF, HTTP", Request{VendorClass: "HTTPClient:Arch:00016:UNDI:003001", Archs: []uint16{16}},
-			Answer{File: "http://10.0.0.1:80/boot/ipxe.efi", VendorClass: "HTTPClient"}},
+			Answer{File: "http://10.0.0.1:80/boot/of/52:54:00:12:34:56/ipxe.efi", VendorClass: "HTTPClient"}},
 		{"second of two architectures", Request{VendorClass: "PXEClient", Archs: []uint16{6, 7}}, Answer{File: "snponly.efi"}},
 		{"arm64", Request{VendorClass: "PXEClient:Arch:00011:UNDI:003000", Archs: []uint16{11}},
 			Answer{Why: "no boot program for architecture [11] (PXEClient:)"}},

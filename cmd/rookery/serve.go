@@ -133,11 +133,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err := bootable(dir, c.ipxe); err != nil {
 		return err
 	}
-	files, err := openBootFiles(dir.boot(), c.ipxe)
-	if err != nil {
-		return fmt.Errorf("serve: %w", err)
-	}
-	defer files.close()
+	files := bootFiles{os.DirFS(dir.boot()), os.DirFS(c.ipxe)}
 
 	addr := own.Addr()
 	at := func(port uint16) string { return netip.AddrPortFrom(addr, port).String() }
@@ -254,32 +250,14 @@ func (l *listeners) close() {
 }
 
 // bootFiles are the files machines boot, of several directories: the first that
-// has a name answers for it. Symbolic links do not lead out of a directory.
-type bootFiles []*os.Root
-
-func openBootFiles(dirs ...string) (bootFiles, error) {
-	var all bootFiles
-	for _, dir := range dirs {
-		root, err := os.OpenRoot(dir)
-		if err != nil {
-			all.close()
-			return nil, err
-		}
-		all = append(all, root)
-	}
-	return all, nil
-}
-
-func (b bootFiles) close() {
-	for _, root := range b {
-		root.Close()
-	}
-}
+// has a name answers for it. Debian's package has a link in its directory to
+// /boot/ipxe.efi, so links are followed.
+type bootFiles []fs.FS
 
 // Open makes bootFiles a fs.FS.
 func (b bootFiles) Open(name string) (f fs.File, err error) {
-	for _, root := range b {
-		if f, err = root.FS().Open(name); !errors.Is(err, fs.ErrNotExist) {
+	for _, dir := range b {
+		if f, err = dir.Open(name); !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}
 	}

@@ -263,7 +263,7 @@ func TestReplyOptions(t *testing.T) {
 		option(dhcpv4.OptionClassIdentifier, []byte("HTTPClient:Arch:00016:UNDI:003001")...),
 		option(dhcpv4.OptionClientSystemArchitectureType, 0, 16),
 		option(dhcpv4.OptionParameterRequestList, 67)), noon)
-	const url = "http://10.0.0.1:80/boot/ipxe.efi"
+	const url = "http://10.0.0.1:80/boot/of/52:54:00:00:00:01/ipxe.efi"
 	if r := o.reply; r.ClassIdentifier() != "HTTPClient" || r.BootFileNameOption() != url || r.BootFileName != url {
 		t.Errorf("HTTP Boot: class %q, option 67 %q, file %q", r.ClassIdentifier(), r.BootFileNameOption(), r.BootFileName)
 	}

@@ -36,6 +36,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	p := http.NewServeMux()
 	p.HandleFunc("GET /healthz", s.health)
 	p.HandleFunc("GET "+netboot.PathBoot+netboot.FileScript, s.bootScript)
+	p.HandleFunc("GET "+netboot.PathBootOf+"{mac}/{file}", s.bootFileOf)
 	p.HandleFunc("GET "+netboot.PathBoot+"{file...}", s.bootFile)
 	p.HandleFunc("GET "+wire.PathManifests+"{digest}", s.blob("application/vnd.oci.image.manifest.v1+json"))
 	p.HandleFunc("GET "+wire.PathTorrents+"{digest}", s.blob("application/x-bittorrent"))
@@ -87,6 +88,22 @@ func (s *Server) bootScript(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	io.WriteString(w, script)
+}
+
+// bootFileOf denies a boot program to a machine that starts from its own disk:
+// firmware that boots by HTTP takes that at once for a reason to go on to it.
+func (s *Server) bootFileOf(w http.ResponseWriter, r *http.Request) {
+	mac, err := netboot.ParseMAC(r.PathValue("mac"))
+	if err != nil {
+		s.refuse(w, r, &clientError{http.StatusBadRequest, err})
+		return
+	}
+	if host, _ := s.Fleet.Host(mac, ""); host.Next == wire.Local {
+		s.Log.Info("boot program denied", "client", mac, "node", host.Name, "local", true)
+		http.NotFound(w, r)
+		return
+	}
+	s.bootFile(w, r)
 }
 
 func (s *Server) bootFile(w http.ResponseWriter, r *http.Request) {
