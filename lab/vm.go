@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"rookery/disklayout"
 )
@@ -45,16 +47,6 @@ func (n *Network) Plug(v *VM) error {
 		if err := sparse(v.path("disk.img"), v.Disk); err != nil {
 			return err
 		}
-		// Kept from here on: boot entries written by an installation stay.
-		if v.Firmware == disklayout.UEFI {
-			vars, err := os.ReadFile(ovmfVars)
-			if err != nil {
-				return fmt.Errorf("%w (package ovmf)", err)
-			}
-			if err := os.WriteFile(v.path("vars.fd"), vars, 0o644); err != nil {
-				return err
-			}
-		}
 		var err error
 		v.tap, err = n.tap()
 		return err
@@ -69,7 +61,7 @@ func (v *VM) path(file string) string { return filepath.Join(v.Dir, file) }
 
 // args is QEMU's command line. Boot order, firmware and ROMs are what
 // facts of the boot chain say works; each strange one has its reason.
-func (v *VM) args(accel string) []string {
+func (v *VM) args(accel string, setup bool) []string {
 	cpu := "max" // has RDRAND: without it the kernel's random numbers take a second
 	if accel == "kvm" {
 		cpu = "host"
@@ -81,11 +73,14 @@ func (v *VM) args(accel string) []string {
 		"-smbios", "type=1,manufacturer=Rookery,product=Lab,serial=" + v.Name,
 		"-netdev", "tap,id=net,script=no,downscript=no,ifname=" + v.tap,
 		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=" + v.path("disk.img"),
-		"-device", "virtio-blk-pci,drive=disk,bootindex=1",
 	}
-	nic := "virtio-net-pci,netdev=net,bootindex=0,mac=" + v.MAC
+	nic := "virtio-net-pci,netdev=net,mac=" + v.MAC
 	if v.Firmware == disklayout.UEFI {
+		if setup {
+			nic += ",bootindex=0"
+		}
 		return append(args,
+			"-device", "virtio-blk-pci,drive=disk",
 			"-machine", "q35",
 			"-drive", "if=pflash,unit=0,readonly=on,format=raw,file="+ovmfCode,
 			"-drive", "if=pflash,unit=1,format=raw,file="+v.path("vars.fd"),
@@ -95,16 +90,48 @@ func (v *VM) args(accel string) []string {
 	// only (hw/pci/pci.c, pci_patch_ids), and SeaBIOS runs no ROM of another card.
 	return append(args,
 		"-machine", "pc,graphics=off", // SeaBIOS and iPXE speak on the serial line then
-		"-device", nic)
+		"-device", "virtio-blk-pci,drive=disk,bootindex=1",
+		"-device", nic+",bootindex=0")
 }
 
-// PowerOn starts the machine.
+// PowerOn starts the machine; a new one with UEFI has its firmware set up first.
 func (v *VM) PowerOn() error {
-	cmd := exec.Command("qemu-system-x86_64", v.args(Accel())...) // it lives until it is switched off
-	if err := v.on(cmd, (*exec.Cmd).Start, v.path("console.log")); err != nil {
+	if _, err := os.Stat(v.path("vars.fd")); v.Firmware == disklayout.UEFI && err != nil {
+		if err := v.setup(); err != nil {
+			return fmt.Errorf("%s: firmware setup: %w", v.Name, err)
+		}
+	}
+	if err := v.start(false, "console.log"); err != nil {
 		return fmt.Errorf("%s: power on: %w", v.Name, err)
 	}
 	return nil
+}
+
+func (v *VM) start(setup bool, log string) error {
+	cmd := exec.Command("qemu-system-x86_64", v.args(Accel(), setup)...) // it lives until it is switched off
+	return v.on(cmd, (*exec.Cmd).Start, v.path(log))
+}
+
+// setup does what an operator does in the firmware's menu: it puts the network
+// first in the boot order, where it stays. QEMU's own boot order would be
+// imposed anew at every start, and the entries that an installation makes would
+// come after all ways to boot from the network, each with its minute of waiting.
+func (v *VM) setup() error {
+	vars, err := os.ReadFile(ovmfVars)
+	if err != nil {
+		return fmt.Errorf("%w (package ovmf)", err)
+	}
+	if err := os.WriteFile(v.path("vars.fd"), vars, 0o644); err != nil {
+		return err
+	}
+	if err := v.start(true, "setup.log"); err != nil {
+		return err
+	}
+	defer v.PowerOff()
+	ctx, cancel := context.WithTimeout(context.Background(), Within(time.Minute))
+	defer cancel()
+	_, err = v.Console.Expect(ctx, "Start PXE over IPv4") // the order is kept by then
+	return err
 }
 
 // PowerCycle takes the power away and gives it back.
