@@ -281,7 +281,7 @@ func (r *run) get(ctx context.Context, path string, digest wire.Digest, limit in
 
 // join begins to fetch: the index first, into memory until there is a disk.
 func (r *run) join(ctx context.Context, info transport.Info) error {
-	r.spool = newSpool(info.PieceLength, orDefault(r.Memory, 64<<20))
+	r.spool = newSpool(info.PieceLength, orDefault(r.Memory, 64<<20), r.layer.IndexOffset, r.layer.IndexSize)
 	r.pieces = transport.NewPieces(info, r.spool)
 	r.pieces.Prefer(r.layer.IndexOffset, r.layer.IndexSize)
 	source, swarm, err := r.Network.Join(r.pieces, r.Script.Transports)
@@ -330,7 +330,9 @@ func (r *run) orFetchFails(ctx context.Context, wait func(context.Context) error
 
 func (r *run) partition(ctx context.Context) (string, error) {
 	root, err := r.Machine.Partition(ctx, r.plan)
-	r.root = root
+	if err == nil {
+		r.root = root // otherwise nothing is mounted there
+	}
 	return "", err
 }
 

@@ -136,7 +136,9 @@ func TestFailures(t *testing.T) {
 		{"manifest missing", func(w *world) { w.in.Script.Image.Manifest = wire.DigestOf(nil) }, wire.PhasePlan, "image tiny:1: manifest: ", store.ErrNotFound},
 		{"torrent tampered", func(w *world) { w.network.Alter = tamper(wire.PathTorrents) }, wire.PhasePlan, "torrent: digest is sha256:", nil},
 		{"no source has the index", func(w *world) { w.network.Pass = func(int) error { return broke } }, wire.PhasePlan, "image tiny:1: it broke", broke},
-		{"disk broken", func(w *world) { w.machine.Fail["partition"] = broke }, wire.PhasePartition, "partition: it broke", broke},
+		{"disk broken", func(w *world) {
+			w.machine.Fail["partition"] = errors.Join(broke, os.MkdirAll(w.machine.Root, 0o755))
+		}, wire.PhasePartition, "partition: it broke", broke},
 		{"sources run dry", func(w *world) { w.network.Pass = dry(broke) }, wire.PhaseFetch, "fetch: it broke", broke},
 		{"fixup", func(w *world) { w.machine.Fail["fixup"] = broke }, wire.PhaseFixup, "fixup: it broke", broke},
 		{"loader", func(w *world) { w.machine.Fail["loader"] = broke }, wire.PhaseLoader, "loader: it broke", broke},
@@ -166,6 +168,11 @@ func TestFailures(t *testing.T) {
 				}
 				if w.machine.Calls[len(w.machine.Calls)-1] != "release" {
 					t.Errorf("the machine was not released: %v", w.machine.Calls)
+				}
+				if tt.phase == wire.PhasePartition {
+					if left, _ := os.ReadDir(w.machine.Root); len(left) > 0 {
+						t.Errorf("nothing is mounted there, and it has %v", left)
+					}
 				}
 				if tt.phase == wire.PhaseLoader {
 					if _, err := os.Stat(filepath.Join(w.machine.Root, install.LogFile)); err != nil {

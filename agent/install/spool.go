@@ -8,10 +8,12 @@ import (
 )
 
 // A spool keeps pieces: in memory as long as there is no filesystem to hold
-// them, then in a file. When memory is full, writers wait for the file.
+// them, then in a file. When memory is full, writers wait for the file, but
+// not with what is wanted before there is one.
 type spool struct {
-	length int64 // of a piece
-	budget int64
+	length        int64 // of a piece
+	budget        int64
+	wanted, until int64 // a range of which every piece is kept, whatever the budget
 
 	mu     sync.RWMutex
 	memory map[int64][]byte // by offset of the piece
@@ -23,8 +25,11 @@ type spool struct {
 
 var errClosed = errors.New("the installation has ended")
 
-func newSpool(pieceLength, budget int64) *spool {
-	return &spool{length: pieceLength, budget: budget, memory: map[int64][]byte{}, turn: make(chan struct{})}
+func newSpool(pieceLength, budget, wanted, size int64) *spool {
+	return &spool{
+		length: pieceLength, budget: budget, wanted: wanted, until: wanted + size,
+		memory: map[int64][]byte{}, turn: make(chan struct{}),
+	}
 }
 
 // WriteAt keeps one piece.
@@ -45,7 +50,10 @@ func (s *spool) WriteAt(b []byte, off int64) (int, error) {
 func (s *spool) remember(b []byte, off int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.file != nil || s.closed || s.used+int64(len(b)) > s.budget {
+	if s.file != nil || s.closed {
+		return false
+	}
+	if isWanted := off < s.until && off+int64(len(b)) > s.wanted; !isWanted && s.used+int64(len(b)) > s.budget {
 		return false
 	}
 	if old, ok := s.memory[off]; ok {

@@ -1,0 +1,44 @@
+package install
+
+import (
+	"bytes"
+	"testing"
+	"testing/synctest"
+)
+
+// The index is waited for before there is a disk: other pieces that came first
+// must not keep it out for ever.
+func TestTheIndexHasRoomInAFullMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSpool(4, 8, 18, 3) // the index is in the pieces at 16 and 20
+		for off := int64(0); off < 8; off += 4 {
+			if _, err := s.WriteAt([]byte("full"), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waits := make(chan error, 1)
+		go func() {
+			_, err := s.WriteAt([]byte("next"), 8)
+			waits <- err
+		}()
+		for i, b := range []string{"..in", "dex."} {
+			if _, err := s.WriteAt([]byte(b), int64(16+4*i)); err != nil { // a deadlock, where it waits
+				t.Fatal(err)
+			}
+		}
+		got := make([]byte, 5)
+		if _, err := s.ReadAt(got, 18); err != nil || !bytes.Equal(got, []byte("index")) {
+			t.Errorf("read %q, %v", got, err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-waits:
+			t.Errorf("a piece beyond the budget did not wait: %v", err)
+		default:
+		}
+		s.close()
+		if err := <-waits; err != errClosed {
+			t.Errorf("the one who waited was told %v", err)
+		}
+	})
+}
