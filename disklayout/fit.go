@@ -8,8 +8,12 @@ import (
 	"strings"
 )
 
-// ErrTooSmall says that a layout does not fit its disk.
-var ErrTooSmall = errors.New("disk too small")
+var (
+	// ErrTooSmall says that a layout does not fit its disk.
+	ErrTooSmall = errors.New("disk too small")
+	// ErrNoDisk says that the wanted disk is not there, or none that will do.
+	ErrNoDisk = errors.New("no disk to install on")
+)
 
 // align is where partitions start and end: it suits every sector, erase block
 // and stripe, and leaves room for the first GPT and for GRUB.
@@ -18,7 +22,8 @@ const align = MiB
 // Fit chooses l's disk among disks and places its partitions on it, in their
 // order, as a machine with firmware fw needs them. Equal arguments give equal
 // plans, UUIDs included: these are derived from seed, the installation's ID.
-// A disk without room is an error that wraps ErrTooSmall.
+// A disk without room is an error that wraps ErrTooSmall, a lack of disks one
+// that wraps ErrNoDisk.
 func Fit(l Layout, disks []Disk, fw Firmware, seed string) (Plan, error) {
 	if err := l.Check(); err != nil {
 		return Plan{}, err
@@ -80,11 +85,11 @@ func choose(want string, disks []Disk) (Disk, error) {
 	list := strings.Join(there, ", ")
 	switch {
 	case len(there) == 0:
-		return Disk{}, errors.New("no disk to install on: the machine has none")
+		return Disk{}, fmt.Errorf("%w: the machine has none", ErrNoDisk)
 	case want == "":
-		return Disk{}, fmt.Errorf("no disk to install on: there are %s", list)
+		return Disk{}, fmt.Errorf("%w: there are %s", ErrNoDisk, list)
 	}
-	return Disk{}, fmt.Errorf("no disk %s to install on: there are %s", want, list)
+	return Disk{}, fmt.Errorf("%w: want %s, there are %s", ErrNoDisk, want, list)
 }
 
 // share gives every partition its bytes, in whole alignments.

@@ -118,8 +118,8 @@ func TestFitChoosesDisk(t *testing.T) {
 		{name: "by name", want: "sda", disks: disks, got: "sda"},
 		{name: "by path", want: "/dev/sda", disks: disks, got: "sda"},
 		{name: "removable, when named", want: "sdz", disks: disks, got: "sdz"},
-		{name: "unknown", want: "vda", disks: disks, err: "no disk vda to install on: there are sdz, sr0 (read-only), nvme0n1, sda"},
-		{name: "read-only", want: "sr0", disks: disks, err: "no disk sr0 to install on: there are sdz, sr0 (read-only), nvme0n1, sda"},
+		{name: "unknown", want: "vda", disks: disks, err: "no disk to install on: want vda, there are sdz, sr0 (read-only), nvme0n1, sda"},
+		{name: "read-only", want: "sr0", disks: disks, err: "no disk to install on: want sr0, there are sdz, sr0 (read-only), nvme0n1, sda"},
 		{name: "none that will do", disks: disks[:2], err: "no disk to install on: there are sdz (removable), sr0 (read-only)"},
 		{name: "none at all", err: "no disk to install on: the machine has none"},
 	} {

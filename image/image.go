@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -272,6 +273,73 @@ func split(path string) (dir, name string) {
 		return ".", path
 	}
 	return path[:i], path[i+1:]
+}
+
+// maxLinks is how many symlinks one path may lead through, as in the kernel.
+const maxLinks = 40
+
+// Find is the entry that a clean relative path leads to. Symlinks are followed
+// as os.Root does, for which those with an absolute target lead nowhere.
+func (x *Index) Find(name string) (e Entry, ok bool) {
+	at, rest := ".", strings.Split(name, "/")
+	e, ok = x.entry(at)
+	for links := 0; ok && len(rest) > 0; {
+		switch next := rest[0]; next {
+		case "", ".":
+			rest = rest[1:]
+			continue
+		case "..":
+			if at == "." {
+				return Entry{}, false
+			}
+			at, _ = split(at)
+			rest = rest[1:]
+			e, ok = x.entry(at)
+			continue
+		}
+		beyond := path.Join(at, rest[0])
+		if e, ok = x.entry(beyond); !ok || e.Type != Symlink {
+			at, rest = beyond, rest[1:]
+			continue
+		}
+		if links++; links > maxLinks || path.IsAbs(e.Link) {
+			return Entry{}, false
+		}
+		rest = append(strings.Split(e.Link, "/"), rest[1:]...)
+		e, ok = x.entry(at)
+	}
+	return e, ok
+}
+
+// Names are the names in a directory, none when there is no such directory.
+func (x *Index) Names(dir string) (names []string) {
+	d, _ := x.Find(dir)
+	if d.Type != Dir {
+		return nil
+	}
+	first, _ := x.place(d.Path)
+	for i := first + 1; i < len(x.Entries); i++ {
+		p := x.Entries[i].Path
+		if parent, name := split(p); parent == d.Path {
+			names = append(names, name)
+		} else if d.Path != "." && !strings.HasPrefix(p, d.Path+"/") {
+			break
+		}
+	}
+	return names
+}
+
+// place is where the entry of exactly this path is, or would be, in Entries.
+func (x *Index) place(path string) (int, bool) {
+	return slices.BinarySearchFunc(x.Entries, path, func(e Entry, path string) int { return Compare(e.Path, path) })
+}
+
+func (x *Index) entry(path string) (Entry, bool) {
+	i, ok := x.place(path)
+	if !ok {
+		return Entry{}, false
+	}
+	return x.Entries[i], true
 }
 
 // files are the places in Entries of the files that have content, in the

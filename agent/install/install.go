@@ -26,6 +26,8 @@ type Machine interface {
 	// Plan fits the script's layout to the disks, checks that what the plan
 	// needs is here, and says how many bytes the root filesystem will hold.
 	Plan(ctx context.Context, s wire.Script) (plan disklayout.Plan, room int64, err error)
+	// Check says what an image lacks for this machine.
+	Check(index *image.Index) error
 	// Partition carries the plan out and mounts it: the root to install into.
 	Partition(ctx context.Context, plan disklayout.Plan) (root string, err error)
 	// Fixup makes the copy a machine of its own: a line for each thing done.
@@ -205,7 +207,11 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 	if r.index, err = r.readIndex(ctx); err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
-	if err := fits(r.index.PlainSize(), r.layer.Size, r.room); err != nil {
+	err = fits(r.index.PlainSize(), r.layer.Size, r.room)
+	if err == nil {
+		err = r.Machine.Check(r.index)
+	}
+	if err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
 	where := "a directory"

@@ -84,7 +84,7 @@ func TestStory(t *testing.T) {
 		if got := w.report.Events(); !slices.Equal(got, want) || !w.report.Told() {
 			t.Errorf("reported %q, told %v", got, w.report.Told())
 		}
-		if want := []string{"plan", "partition", "fixup", "loader", "release"}; !slices.Equal(w.machine.Calls, want) {
+		if want := []string{"plan", "check", "partition", "fixup", "loader", "release"}; !slices.Equal(w.machine.Calls, want) {
 			t.Errorf("the machine was asked for %v, want %v", w.machine.Calls, want)
 		}
 		if took := time.Since(begin); took < 20*time.Second || took > 22*time.Second {
@@ -132,6 +132,7 @@ func TestFailures(t *testing.T) {
 	}{
 		{"no disk fits", func(w *world) { w.machine.Fail["plan"] = disklayout.ErrTooSmall }, wire.PhasePlan, "plan: disk too small", disklayout.ErrTooSmall},
 		{"no room for the image", func(w *world) { w.machine.Room = 3 << 20 }, wire.PhasePlan, "has room for 2988", disklayout.ErrTooSmall},
+		{"no loader in the image", func(w *world) { w.machine.Fail["check"] = broke }, wire.PhasePlan, "plan: image tiny:1: it broke", broke},
 		{"manifest tampered", func(w *world) { w.network.Alter = tamper(wire.PathManifests) }, wire.PhasePlan, "manifest: digest is sha256:", nil},
 		{"manifest missing", func(w *world) { w.in.Script.Image.Manifest = wire.DigestOf(nil) }, wire.PhasePlan, "image tiny:1: manifest: ", store.ErrNotFound},
 		{"torrent tampered", func(w *world) { w.network.Alter = tamper(wire.PathTorrents) }, wire.PhasePlan, "torrent: digest is sha256:", nil},

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +14,7 @@ import (
 	"rookery/disklayout"
 	"rookery/disklayout/apply"
 	"rookery/fixup"
+	"rookery/image"
 	"rookery/wire"
 )
 
@@ -22,9 +23,10 @@ import (
 type Computer struct {
 	Disks    func() ([]disklayout.Disk, error)
 	Firmware disklayout.Firmware
-	Root     string // where to mount the new root
-	EFIVars  string // efivarfs; "" leaves the firmware's boot entries alone
-	NoLoader bool   // the disk is not going to be started
+	Root     string        // where to mount the new root
+	EFIVars  string        // efivarfs; "" leaves the firmware's boot entries alone
+	NoLoader bool          // the disk is not going to be started
+	Patience time.Duration // for disks that appear late, as those of USB and SAS do
 	Log      *slog.Logger
 
 	detach   func() error
@@ -33,17 +35,13 @@ type Computer struct {
 }
 
 // Plan fits the layout and looks for the programs that the plan runs.
-func (c *Computer) Plan(_ context.Context, s wire.Script) (disklayout.Plan, int64, error) {
-	disks, err := c.Disks()
-	if err != nil {
-		return disklayout.Plan{}, 0, err
-	}
-	plan, err := disklayout.Fit(s.Layout, disks, c.Firmware, s.ID)
+func (c *Computer) Plan(ctx context.Context, s wire.Script) (disklayout.Plan, int64, error) {
+	plan, err := c.fit(ctx, s)
 	if err != nil {
 		return disklayout.Plan{}, 0, err
 	}
 	for _, command := range plan.Commands() {
-		if _, err := exec.LookPath(command.Name); err != nil {
+		if _, err := apply.Look(command.Name); err != nil {
 			return disklayout.Plan{}, 0, fmt.Errorf("program that the layout needs: %w", err)
 		}
 	}
@@ -52,6 +50,38 @@ func (c *Computer) Plan(_ context.Context, s wire.Script) (disklayout.Plan, int6
 		return disklayout.Plan{}, 0, errors.New("layout has no filesystem for /")
 	}
 	return plan, root.End - root.Start, nil
+}
+
+// fit fits the layout, and looks for the disk for a while.
+func (c *Computer) fit(ctx context.Context, s wire.Script) (disklayout.Plan, error) {
+	begin := time.Now()
+	for said := false; ; said = true {
+		disks, err := c.Disks()
+		if err != nil {
+			return disklayout.Plan{}, err
+		}
+		plan, err := disklayout.Fit(s.Layout, disks, c.Firmware, s.ID)
+		if !errors.Is(err, disklayout.ErrNoDisk) || time.Since(begin) >= c.Patience {
+			return plan, err
+		}
+		if !said {
+			c.Log.Warn("plan: waiting for disks", "seconds", c.Patience.Seconds(), "err", err)
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return disklayout.Plan{}, context.Cause(ctx)
+		}
+	}
+}
+
+// Check looks for the loader that the machine wants.
+func (c *Computer) Check(index *image.Index) error {
+	if c.NoLoader {
+		return nil
+	}
+	exists := func(name string) bool { _, ok := index.Find(name); return ok }
+	return loader.Check(c.Firmware, exists, index.Names("boot"))
 }
 
 // Partition writes the table, makes the filesystems and mounts them.
@@ -117,6 +147,9 @@ func (d Directory) Plan(context.Context, wire.Script) (disklayout.Plan, int64, e
 	}
 	return disklayout.Plan{}, int64(st.Bavail) * st.Bsize, nil
 }
+
+// Check is content: a directory is not started.
+func (Directory) Check(*image.Index) error { return nil }
 
 // Partition makes nothing new.
 func (d Directory) Partition(context.Context, disklayout.Plan) (string, error) { return d.Path, nil }

@@ -63,6 +63,16 @@ type found struct {
 	defaults string // text of /etc/default/grub
 }
 
+// Check says what an image lacks for Install on a machine with firmware fw.
+// exists looks a path of the image up, following links; boot are the names in
+// its /boot.
+func Check(fw disklayout.Firmware, exists func(name string) bool, boot []string) error {
+	if _, err := lookFor(fw, exists, boot); err != nil {
+		return fmt.Errorf("loader: %w", err)
+	}
+	return nil
+}
+
 // Install installs the loader of t's image. What the image lacks is found out
 // before anything is changed.
 func Install(ctx context.Context, t Target) error {
@@ -106,8 +116,8 @@ func (t Target) install(ctx context.Context) error {
 	return nil
 }
 
-// look finds what the image has, or says what it lacks.
-func look(root *os.Root, fw disklayout.Firmware) (has found, err error) {
+// lookFor finds the programs and kernels that the image has, or says what it lacks.
+func lookFor(fw disklayout.Firmware, exists func(name string) bool, boot []string) (has found, err error) {
 	kinds := biosGRUBs
 	if fw == disklayout.UEFI {
 		kinds = efiGRUBs
@@ -115,7 +125,7 @@ func look(root *os.Root, fw disklayout.Firmware) (has found, err error) {
 	var want []string
 	for _, g := range kinds {
 		want = append(want, g.platform)
-		if has.platform == "" && exists(root, "usr/lib/grub/"+g.platform+"/modinfo.sh") {
+		if has.platform == "" && exists("usr/lib/grub/"+g.platform+"/modinfo.sh") {
 			has.grub = g
 		}
 	}
@@ -124,7 +134,7 @@ func look(root *os.Root, fw disklayout.Firmware) (has found, err error) {
 			fw, strings.Join(want, " or "))
 	}
 	for _, name := range []string{"usr/sbin/grub-install", "usr/bin/grub-install", "usr/sbin/grub2-install"} {
-		if exists(root, name) {
+		if exists(name) {
 			has.install = "/" + name
 			break
 		}
@@ -133,20 +143,27 @@ func look(root *os.Root, fw disklayout.Firmware) (has found, err error) {
 		return has, errors.New("the image has no grub-install (Debian: grub2-common)")
 	}
 	has.dir = strings.TrimSuffix(path.Base(has.install), "-install")
-	has.signed = exists(root, "usr/lib/grub/"+has.platform+"-signed")
+	has.signed = exists("usr/lib/grub/" + has.platform + "-signed")
+	if has.kernels = kernels(boot); len(has.kernels) == 0 {
+		return has, errors.New("the image has no kernel: want /boot/vmlinuz-VERSION")
+	}
+	return has, nil
+}
 
+// look finds what the installed root has, or says what it lacks.
+func look(root *os.Root, fw disklayout.Firmware) (has found, err error) {
 	entries, err := fs.ReadDir(root.FS(), "boot")
 	if err != nil {
 		return has, err
 	}
-	var names []string
+	var boot []string
 	for _, e := range entries {
-		names = append(names, e.Name())
+		boot = append(boot, e.Name())
 	}
-	if has.kernels = kernels(names); len(has.kernels) == 0 {
-		return has, errors.New("the image has no kernel: want /boot/vmlinuz-VERSION")
+	exists := func(name string) bool { _, err := root.Stat(name); return err == nil }
+	if has, err = lookFor(fw, exists, boot); err != nil {
+		return has, err
 	}
-
 	release, err := readIf(root, "etc/os-release")
 	if err != nil || release == "" { // etc/os-release may be an absolute link
 		release, err = readIf(root, "usr/lib/os-release")
@@ -271,11 +288,6 @@ func (t Target) ownDirectory(root *os.Root, has found) error {
 	}
 	t.Log.Info("boot entry made", "step", "loader", "entry", entryName(entry))
 	return nil
-}
-
-func exists(root *os.Root, name string) bool {
-	_, err := root.Stat(name)
-	return err == nil
 }
 
 // readIf reads a file, "" when there is none.

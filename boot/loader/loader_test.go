@@ -200,6 +200,31 @@ func TestInstallRefuses(t *testing.T) {
 }
 
 // A link in the image does not lead the writer out of the root.
+// What Install would miss is known from a list of names, before there is a root.
+func TestCheck(t *testing.T) {
+	names := map[string]bool{"usr/lib/grub/x86_64-efi/modinfo.sh": true, "usr/sbin/grub-install": true}
+	exists := func(name string) bool { return names[name] }
+	kernel := []string{"config-6.1", "vmlinuz-6.1"}
+	for _, tt := range []struct {
+		fw   disklayout.Firmware
+		boot []string
+		err  string
+	}{
+		{disklayout.UEFI, kernel, ""},
+		{disklayout.UEFI, kernel[:1], "loader: the image has no kernel: want /boot/vmlinuz-VERSION"},
+		{disklayout.BIOS, kernel, "loader: the image has no GRUB for bios: /usr/lib/grub/i386-pc is missing"},
+	} {
+		err := Check(tt.fw, exists, tt.boot)
+		if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.err)) {
+			t.Errorf("%s with %v: %v, want %q", tt.fw, tt.boot, err, tt.err)
+		}
+	}
+	delete(names, "usr/sbin/grub-install")
+	if err := Check(disklayout.UEFI, exists, kernel); err == nil || !strings.Contains(err.Error(), "no grub-install") {
+		t.Errorf("without grub-install: %v", err)
+	}
+}
+
 func TestInstallStaysInside(t *testing.T) {
 	files := debian()
 	delete(files, "etc/default/grub")
@@ -232,8 +257,8 @@ func TestBind(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"dev/null", "proc/self/status", "sys/kernel"} {
-		if !exists(root, name) {
-			t.Errorf("%s is not there", name)
+		if _, err := root.Stat(name); err != nil {
+			t.Errorf("%s is not there: %v", name, err)
 		}
 	}
 	if err := unbind(); err != nil {

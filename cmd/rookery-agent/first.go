@@ -165,7 +165,7 @@ func bootOnce(ctx context.Context) (wire.Ending, error) {
 		machine: func() install.Machine {
 			return &install.Computer{
 				Disks:    func() ([]disklayout.Disk, error) { return host.Disks(sys) },
-				Firmware: firmware, Root: targetDir, EFIVars: efivars, Log: log,
+				Firmware: firmware, Root: targetDir, EFIVars: efivars, Patience: 30 * time.Second, Log: log,
 			}
 		},
 		inventory: func() (wire.Inventory, error) {

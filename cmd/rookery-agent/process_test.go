@@ -422,7 +422,18 @@ func TestInstallOntoADisk(t *testing.T) {
 	args := []string{"install", "--script", script, "--site", s.file, "--http", s.URL, "--root", root, "--listen", "",
 		"--disk", disk, "--firmware", "bios", "--no-loader"}
 
-	// First one that is too small: nothing is written.
+	// First an image that could not be started, and a disk that is too small:
+	// nothing is written.
+	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 400<<20)); err != nil {
+		t.Fatal(err)
+	}
+	cmd, out := agentProcess(t, args[:len(args)-1]...)
+	if err := cmd.Run(); exitCode(err) != 1 || !strings.Contains(out.String(), "plan: image tiny:1: loader: the image has no GRUB for bios") {
+		t.Errorf("no GRUB: %v\n%s", err, out)
+	}
+	if b, err := os.ReadFile(disk); err != nil || len(bytes.Trim(b, "\x00")) > 0 {
+		t.Errorf("the disk was written to (%v)", err)
+	}
 	for _, size := range []int64{64 << 20, 1 << 30} {
 		if err := os.WriteFile(disk, nil, 0o600); err != nil {
 			t.Fatal(err)

@@ -79,7 +79,7 @@ func Script(version store.Version) wire.Script {
 type Machine struct {
 	Root  string
 	Room  int64
-	Fail  map[string]error // "plan", "partition", "fixup", "loader", "release"
+	Fail  map[string]error // "plan", "check", "partition", "fixup", "loader", "release"
 	Panic string           // the step that panics
 
 	Calls []string
@@ -97,6 +97,9 @@ func (m *Machine) call(step string) error {
 func (m *Machine) Plan(context.Context, wire.Script) (disklayout.Plan, int64, error) {
 	return disklayout.Plan{}, m.Room, m.call("plan")
 }
+
+// Check does nothing.
+func (m *Machine) Check(*image.Index) error { return m.call("check") }
 
 // Partition empties Root, as mkfs does.
 func (m *Machine) Partition(context.Context, disklayout.Plan) (string, error) {
