@@ -8,8 +8,7 @@ import (
 )
 
 func TestFind(t *testing.T) {
-	var x image.Index
-	for _, e := range []image.Entry{
+	x := image.Index{Entries: []image.Entry{
 		{Path: ".", Type: image.Dir},
 		{Path: "a", Type: image.Symlink, Link: "b"},
 		{Path: "b", Type: image.Symlink, Link: "a"},
@@ -28,9 +27,7 @@ func TestFind(t *testing.T) {
 		{Path: "usr/lib", Type: image.Dir},
 		{Path: "usr/lib/kernel", Type: image.Symlink, Link: "../../boot/./grub/../vmlinuz-6.1"},
 		{Path: "usr/sbin", Type: image.Symlink, Link: "bin"},
-	} {
-		x.Entries = append(x.Entries, e)
-	}
+	}}
 	for name, want := range map[string]string{
 		".":                      ".",
 		"boot/vmlinuz-6.1":       "boot/vmlinuz-6.1",

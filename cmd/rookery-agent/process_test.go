@@ -424,11 +424,11 @@ func TestInstallOntoADisk(t *testing.T) {
 
 	// First an image that could not be started, and a disk that is too small:
 	// nothing is written.
-	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 400<<20)); err != nil {
+	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 800<<20)); err != nil {
 		t.Fatal(err)
 	}
-	cmd, out := agentProcess(t, args[:len(args)-1]...)
-	if err := cmd.Run(); exitCode(err) != 1 || !strings.Contains(out.String(), "plan: image tiny:1: loader: the image has no GRUB for bios") {
+	cmd, out := agentProcess(t, append(args[:len(args)-2:len(args)-2], "uefi")...)
+	if err := cmd.Run(); exitCode(err) != 1 || !strings.Contains(out.String(), "plan: image tiny:1: loader: the image has no GRUB for uefi") {
 		t.Errorf("no GRUB: %v\n%s", err, out)
 	}
 	if b, err := os.ReadFile(disk); err != nil || len(bytes.Trim(b, "\x00")) > 0 {

@@ -23,7 +23,7 @@ import (
 )
 
 // The agent as the first process of a machine with an empty disk: everything up
-// to the loader, which the tiny image does not have; then the script's ending
+// to the loader, which does not run in the tiny image; then the script's ending
 // for that.
 func TestVMFirstProcess(t *testing.T) {
 	if os.Getenv("ROOKERY_VM") == "" {

@@ -22,11 +22,15 @@ import (
 	"rookery/wire"
 )
 
-// Files is the content of the image that Publish makes.
+// Files is the content of the image that Publish makes. It looks as if it had a
+// kernel and GRUB for BIOS, of which the program does not run.
 var Files = map[string]string{
-	"etc/hostname": "golden\n",
-	"etc/motd":     strings.Repeat("welcome to the rookery\n", 40_000),
-	"bin/true":     "\x7fELF" + strings.Repeat("\x00\x01\x02\x03", 60_000),
+	"boot/vmlinuz-6.1":                "kernel\n",
+	"usr/lib/grub/i386-pc/modinfo.sh": "modules\n",
+	"usr/sbin/grub-install":           "no program\n",
+	"etc/hostname":                    "golden\n",
+	"etc/motd":                        strings.Repeat("welcome to the rookery\n", 40_000),
+	"bin/true":                        "\x7fELF" + strings.Repeat("\x00\x01\x02\x03", 60_000),
 }
 
 // Publish makes a store in dir with an image of Files, named "tiny:1".
@@ -38,7 +42,7 @@ func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
 	}
 	s.Torrent = transport.NewTorrent
 	entries := []image.Entry{{Path: ".", Type: image.Dir, Mode: 0o755}}
-	for _, name := range []string{"etc", "bin", "var"} {
+	for _, name := range []string{"etc", "bin", "boot", "usr", "usr/lib", "usr/lib/grub", "usr/lib/grub/i386-pc", "usr/sbin", "var"} {
 		entries = append(entries, image.Entry{Path: name, Type: image.Dir, Mode: 0o755})
 	}
 	// Not compressible: a layer of several pieces.
