@@ -147,17 +147,18 @@ func printable(s string) string {
 	}, s)
 }
 
-// Bar is a transfer in one line of less than 80 columns.
+// Bar is a transfer in so few columns that its line has less than 80: a longer
+// one cannot be drawn over.
 func Bar(t wire.Transfer) string {
-	const width = 24
+	const width = 16
 	percent := int64(0)
 	if t.Total > 0 {
 		percent = max(0, min(100, 100*t.Done/t.Total))
 	}
 	full := int(percent * width / 100)
-	return fmt.Sprintf("[%s%s] %3d%% %5.1f of %.1f MB %5.1f MB/s %d peers",
+	return fmt.Sprintf("[%s%s] %3d%% of %.1f MB %6.1f MB/s %d peers",
 		strings.Repeat("#", full), strings.Repeat(".", width-full), percent,
-		mega(t.Done), mega(t.Total), mega(t.Rate), t.Peers)
+		mega(t.Total), mega(t.Rate), t.Peers)
 }
 
 func mega(n int64) float64 { return float64(n) / 1e6 }

@@ -178,9 +178,21 @@ func TestConsole(t *testing.T) {
 	if got := strings.Count(serial.String(), "\n"); got != 4 {
 		t.Errorf("serial has %d lines, want progress every 5 s:\n%s", got, serial.String())
 	}
-	for _, want := range []string{"fetch [###################.....]  83%  10.0 of 12.0 MB   1.0 MB/s 3 peers", "fetch: FAILED after 12.3 s: piece 3: ?[31mbad"} {
+	for _, want := range []string{"fetch [#############...]  83% of 12.0 MB    1.0 MB/s 3 peers", "fetch: FAILED after 12.3 s: piece 3: ?[31mbad"} {
 		if !strings.Contains(serial.String(), want) {
 			t.Errorf("serial does not show %q:\n%s", want, serial.String())
+		}
+	}
+}
+
+// A progress line that wraps is drawn below the last one, again and again.
+func TestProgressFitsTheScreen(t *testing.T) {
+	for _, phase := range wire.Phases {
+		line := Line(wire.Event{Phase: phase, State: wire.Progress, Fetch: &wire.Transfer{
+			Total: 99_999_900_000, Done: 99_999_900_000, Rate: 1_234_500_000, Peers: 24,
+		}})
+		if len(line) > 79 {
+			t.Errorf("%d columns, want 79 at the most: %s", len(line), line)
 		}
 	}
 }
