@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"rookery/transport"
 	bulk "rookery/transport/http"
@@ -21,8 +22,14 @@ type Site struct {
 	Moved  func(transport.Source, error) // told of each source that is given up, and why
 }
 
+// getFor is for the whole of a file, which has a few MiB at the most: a server
+// that goes silent in the middle is asked again.
+const getFor = time.Minute
+
 // Get fetches a file.
 func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, getFor)
+	defer cancel()
 	url := strings.TrimSuffix(s.Base, "/") + path
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
