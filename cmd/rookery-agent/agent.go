@@ -62,15 +62,15 @@ func readSite(name string) (wire.Site, error) {
 // must not need a visit because a server was away.
 func (a *agent) live(ctx context.Context) (wire.Ending, error) {
 	for pause := 2 * time.Second; ; pause = min(2*pause, 30*time.Second) {
-		do, err := a.hello(ctx)
+		welcome, err := a.hello(ctx)
 		if err != nil {
 			return wire.Shell, err
 		}
-		if do == wire.Local {
+		if welcome.Do == wire.Local {
 			a.console.Print("rookery: this machine is installed, the server says: start from the own disk")
 			return wire.Reboot, nil
 		}
-		script, err := a.script(ctx)
+		script, err := a.script(ctx, welcome.Node)
 		if err == nil {
 			return a.install(ctx, script, a.api.Send)
 		}
@@ -84,7 +84,7 @@ func (a *agent) live(ctx context.Context) (wire.Ending, error) {
 }
 
 // hello asks what to do until it is something other than wait.
-func (a *agent) hello(ctx context.Context) (wire.Do, error) {
+func (a *agent) hello(ctx context.Context) (wire.Welcome, error) {
 	const again = 2 * time.Second
 	a.report.Start(wire.PhaseHello, "")
 	var lastErr, lastWhy string
@@ -94,7 +94,7 @@ func (a *agent) hello(ctx context.Context) (wire.Do, error) {
 		switch {
 		case ctx.Err() != nil:
 			a.report.Finish(wire.PhaseHello, "", nil, context.Cause(ctx))
-			return "", context.Cause(ctx)
+			return wire.Welcome{}, context.Cause(ctx)
 		case err != nil:
 			if err.Error() != lastErr || time.Since(shown) > time.Minute {
 				lastErr, shown = err.Error(), time.Now()
@@ -103,7 +103,7 @@ func (a *agent) hello(ctx context.Context) (wire.Do, error) {
 			pause = min(pause+time.Second, 10*time.Second)
 		case welcome.Do != wire.Wait:
 			a.report.Finish(wire.PhaseHello, strings.TrimSpace(welcome.Node+" "+string(welcome.Do)), nil, nil)
-			return welcome.Do, nil
+			return welcome, nil
 		default:
 			lastErr, pause = "", again
 			if welcome.Why != lastWhy || time.Since(shown) > time.Minute {
@@ -150,13 +150,17 @@ func printable(s string) string {
 	}, s[:min(len(s), 500)])
 }
 
-// script fetches and verifies the install script.
-func (a *agent) script(ctx context.Context) (wire.Script, error) {
+// script fetches the install script and verifies it. A right one of another
+// node would make this machine that node once more.
+func (a *agent) script(ctx context.Context, node string) (wire.Script, error) {
 	a.report.Start(wire.PhaseScript, "")
 	sealed, err := a.api.Script(ctx)
 	var s wire.Script
 	if err == nil {
 		s, err = wire.Open(sealed, a.site.Key)
+	}
+	if err == nil && s.Node != node {
+		err = fmt.Errorf("script: is for %s, and this machine is %s", s.Node, node)
 	}
 	text := ""
 	if err == nil {

@@ -71,6 +71,11 @@ func (c *common) parse(fs *flag.FlagSet, args []string) error {
 
 // agent makes an agent that is a plain process.
 func (c *common) agent(stderr io.Writer) (*agent, func(), error) {
+	if c.disk != "" {
+		if _, err := oneDisk(c.disk); err != nil {
+			return nil, nil, err
+		}
+	}
 	site, err := readSite(c.site)
 	if err != nil {
 		return nil, nil, err
@@ -112,6 +117,13 @@ func oneDisk(path string) ([]disklayout.Disk, error) {
 		return nil, err
 	}
 	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if mode := st.Mode(); !mode.IsRegular() && mode.Type() != os.ModeDevice {
+		return nil, fmt.Errorf("%s is neither an image file nor a disk", path)
+	}
 	size, err := f.Seek(0, io.SeekEnd) // of a device, too
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -123,15 +135,11 @@ func installCommand(ctx context.Context, args []string, stderr io.Writer) error 
 	var c common
 	fs := c.flags("install", stderr)
 	script := fs.String("script", "", "signed install script: `FILE` or http(s) URL")
-	api := fs.String("api", "", "not used: a script from a file has no token to report with")
 	if err := c.parse(fs, args); err != nil {
 		return err
 	}
 	if *script == "" {
 		return usagef("--script is missing")
-	}
-	if *api != "" {
-		return usagef("--api: install reports to the terminal alone; use run")
 	}
 	a, done, err := c.agent(stderr)
 	if err != nil {

@@ -50,6 +50,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second ^C does not wait for the server's receipt
 	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -385,18 +385,24 @@ func TestRunRefusesAForeignScript(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	failed := func() bool {
+	failed := func(says string) bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return slices.ContainsFunc(s.events, func(e wire.Event) bool {
-			return e.Phase == wire.PhaseScript && e.State == wire.Failed && strings.Contains(e.Text, "signature")
+			return e.Phase == wire.PhaseScript && e.State == wire.Failed && strings.Contains(e.Text, says)
 		})
 	}
-	for deadline := time.Now().Add(time.Minute); !failed(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the server never heard of the bad signature")
+	hears := func(says string) {
+		for deadline := time.Now().Add(time.Minute); !failed(says); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the server never heard of %q\n%s", says, out)
+			}
 		}
 	}
+	hears("signature")
+	another := s.seal(t, func(w *wire.Script) { w.Node = "n2" })
+	s.set(func() { s.sealed = another })
+	hears("is for n2, and this machine is n1")
 	if _, err := os.Stat(root); err == nil {
 		t.Error("the root was touched")
 	}
@@ -508,6 +514,9 @@ func TestUsage(t *testing.T) {
 		{"run --root x --http y --firmware coreboot", 2, "want bios or uefi"},
 		{"run --frob", 2, "frob"},
 		{"install --script a --root x --http y --site /nonexistent", 1, "/nonexistent: no such file"},
+		{"run --root x --http y --api z --disk /nonexistent", 1, "open /nonexistent: no such file"},
+		{"run --root x --http y --api z --disk /dev", 1, "/dev is neither an image file nor a disk"},
+		{"run --root x --http y --api z --disk /dev/null", 1, "/dev/null is neither an image file nor a disk"},
 	} {
 		var out bytes.Buffer
 		if code := command(t.Context(), strings.Fields(tt.args), &out, &out); code != tt.code || !strings.Contains(out.String(), tt.says) {
