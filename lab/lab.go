@@ -5,7 +5,6 @@
 package lab
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -121,7 +120,7 @@ func newNetwork() (*Network, error) {
 	// MAC would follow its ports; fixed, nobody's ARP cache is ever wrong.
 	err := ip(
 		"link set lo up",
-		"link add "+n.Bridge+" address 52:54:00:07:00:01 type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+		"link add "+n.Bridge+" address 52:54:00:07:ff:ff type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
 		"link add rookery-up type veth peer name rookery-end",
 		"link set rookery-end up",
 		"link set rookery-up master "+n.Bridge+" up",
@@ -159,6 +158,14 @@ func (n *Network) tap() (string, error) {
 	)
 }
 
+// Uplink limits what the server sends to all nodes together to so many
+// megabits a second, as a real one's wire does. What nodes send each other
+// does not pass here.
+func (n *Network) Uplink(mbit int) error {
+	line := fmt.Sprintf("qdisc replace dev %s root tbf rate %dmbit burst 256kb latency 200ms", n.Bridge, mbit)
+	return run("tc", line)
+}
+
 func (n *Network) port(kind string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -169,10 +176,17 @@ func (n *Network) port(kind string) string {
 // ip carries out lines of ip(8) commands.
 func ip(lines ...string) error {
 	for _, line := range lines {
-		out, err := exec.CommandContext(context.Background(), "ip", strings.Fields(line)...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("ip %s: %w: %s", line, err, strings.TrimSpace(string(out)))
+		if err := run("ip", line); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func run(program, line string) error {
+	out, err := exec.Command(program, strings.Fields(line)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", program, line, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

@@ -1,0 +1,185 @@
+package qemutests
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"rookery/disklayout"
+	"rookery/lab"
+	"rookery/server/fleet"
+	"rookery/wire"
+)
+
+// imageName is the image of all stories.
+const imageName = "debian12:1"
+
+// network is the lab's, nil when the stories are not wanted.
+var network *lab.Network
+
+func TestMain(m *testing.M) {
+	if os.Getenv("ROOKERY_VM") != "1" {
+		os.Exit(m.Run())
+	}
+	code, err := lab.Enter(func(n *lab.Network) int {
+		network = n
+		return m.Run()
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+// A site is a server and its machines, for one story.
+type site struct {
+	t      *testing.T
+	ctx    context.Context // ends with the story's time
+	dir    string          // consoles and the server's log, kept when the story fails
+	made   lab.Made
+	server *lab.Server
+}
+
+// template is the state directory that all stories begin with: one image, one
+// kernel, one site key.
+var template = sync.OnceValues(func() (*lab.Server, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Within(2*time.Minute))
+	defer cancel()
+	made := lab.In("../out")
+	if err := made.Check(); err != nil {
+		return nil, err
+	}
+	dir := "../out/vm/template"
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	s := &lab.Server{Program: made.Rookery, State: dir}
+	if err := made.Publish(ctx, s, imageName); err != nil {
+		return nil, err
+	}
+	return s, made.Netboot(ctx, s)
+})
+
+// begin prepares a site whose server knows records and does not run yet.
+func begin(t *testing.T, limit time.Duration, records string) *site {
+	t.Helper()
+	if network == nil {
+		t.Skip("boots virtual machines for minutes: make vm runs it (ROOKERY_VM=1 with out/ made)")
+	}
+	from, err := template()
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit = lab.Within(limit)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the story's %s are over", limit.Round(time.Second)))
+	t.Cleanup(cancel)
+
+	s := &site{t: t, ctx: ctx, dir: filepath.Join("../out/vm", t.Name()), made: lab.In("../out")}
+	s.must(os.RemoveAll(s.dir))
+	s.must(os.MkdirAll(s.dir, 0o755))
+	t.Cleanup(func() {
+		if !t.Failed() {
+			s.must(os.RemoveAll(s.dir))
+		}
+	})
+	s.server = &lab.Server{
+		Program: s.made.Rookery, State: filepath.Join(s.dir, "state"),
+		Log: filepath.Join(s.dir, "server.log"), Flags: network.ServeFlags(),
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "-a", from.State, s.server.State).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+	s.must(os.WriteFile(filepath.Join(s.dir, "nodes.yaml"), []byte("kind: Defaults\nimage: debian12\nconsole: ttyS0,115200\n"+records), 0o644))
+	s.rookery("apply", "-f", filepath.Join(s.dir, "nodes.yaml"))
+	t.Cleanup(func() { s.must(s.server.Stop()) })
+	return s
+}
+
+func (s *site) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// rookery runs the command line and returns what it prints.
+func (s *site) rookery(args ...string) string {
+	s.t.Helper()
+	out, err := s.server.Run(s.ctx, args...)
+	s.must(err)
+	return out
+}
+
+// record is the record of node n, of which there can be 9.
+func record(n int, more string) string {
+	return fmt.Sprintf("---\nkind: Node\nname: n%d\nmacs: [%q]\naddress: %s/24\n%s", n, mac(n), address(n), more)
+}
+
+func mac(n int) string         { return fmt.Sprintf("52:54:00:07:00:0%d", n) }
+func address(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 7, 0, byte(10 + n)}) }
+
+// vm is node n as a virtual machine, switched on.
+func (s *site) vm(n int, firmware disklayout.Firmware, disk int64) *lab.VM {
+	s.t.Helper()
+	name := fmt.Sprintf("n%d", n)
+	vm := &lab.VM{Name: name, MAC: mac(n), Firmware: firmware, Disk: disk, Dir: filepath.Join(s.dir, name)}
+	s.must(network.Plug(vm))
+	s.t.Cleanup(vm.PowerOff)
+	s.must(vm.PowerOn())
+	return vm
+}
+
+// agent is node n as an agent in a namespace, switched on.
+func (s *site) agent(n int, disk int64) *lab.Agent {
+	s.t.Helper()
+	if os.Geteuid() != 0 {
+		s.t.Skip("disks of agents in namespaces are loop devices: run it as root")
+	}
+	name := fmt.Sprintf("n%d", n)
+	a := &lab.Agent{
+		Name: name, MAC: mac(n), Address: address(n), Firmware: disklayout.BIOS, Disk: disk,
+		Dir: filepath.Join(s.dir, name), Program: s.made.Agent,
+	}
+	s.must(network.PlugAgent(a, s.server))
+	s.t.Cleanup(a.PowerOff)
+	s.must(a.PowerOn())
+	return a
+}
+
+// until waits until node n is as wanted, and fails when its installation does.
+func (s *site) until(n int, wanted func(fleet.View) bool) fleet.View {
+	s.t.Helper()
+	name := fmt.Sprintf("n%d", n)
+	v, err := s.server.Until(s.ctx, name, func(v fleet.View) bool { return v.Error != nil || wanted(v) })
+	if err != nil {
+		s.t.Fatalf("%s: %v", name, err)
+	}
+	if !wanted(v) {
+		s.t.Fatalf("%s: %s: %s", name, v.Error.Step, v.Error.Cause)
+	}
+	return v
+}
+
+func (s *site) expect(c *lab.Console, pattern string) []string {
+	s.t.Helper()
+	match, err := c.Expect(s.ctx, pattern)
+	s.must(err)
+	return match
+}
+
+// What a story waits for.
+
+func installed(v fleet.View) bool { return v.Next == wire.Local }
+
+func failed(v fleet.View) bool { return v.Error != nil }
+
+// fetched says whether that much of the image has come, in percent.
+func fetched(percent float64) func(fleet.View) bool {
+	return func(v fleet.View) bool { return v.Phase == wire.PhaseFetch && v.Percent >= percent }
+}
