@@ -27,7 +27,7 @@ func DigestSum(sum [32]byte) Digest {
 func (d Digest) Check() error {
 	hexed, ok := strings.CutPrefix(string(d), digestAlgorithm)
 	if !ok {
-		return fmt.Errorf("digest %.80q: want sha256:", string(d))
+		return fmt.Errorf("digest %.80q: want sha256:HEX", string(d))
 	}
 	if len(hexed) != 64 {
 		return fmt.Errorf("digest %.80q: sha256 has %d digits, want 64", string(d), len(hexed))

@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // scriptVersion is the one version of a Script that this package understands.
@@ -73,12 +75,37 @@ func Strict(b []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "json: "))
+		var bad *json.UnmarshalTypeError
+		if !errors.As(err, &bad) {
+			return errors.New(strings.TrimPrefix(err.Error(), "json: "))
+		}
+		where := ""
+		if bad.Field != "" {
+			where = bad.Field + ": "
+		}
+		return fmt.Errorf("%s%s, want %s", where, bad.Value, jsonName(bad.Type.Kind()))
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("data after the value, at byte %d of %d", d.InputOffset(), len(b))
 	}
 	return nil
+}
+
+// jsonName is what JSON calls the values of a kind of Go's.
+func jsonName(k reflect.Kind) string {
+	switch k {
+	case reflect.String:
+		return "string"
+	case reflect.Bool:
+		return "bool"
+	case reflect.Slice, reflect.Array:
+		return "array"
+	case reflect.Struct, reflect.Map:
+		return "object"
+	case reflect.Float32, reflect.Float64:
+		return "number"
+	}
+	return "whole number"
 }
 
 // Transports are the names a script's transports can have.
@@ -218,5 +245,5 @@ func isHex(s string, digits int) bool {
 }
 
 func hasControl(s string) bool {
-	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+	return strings.ContainsFunc(s, unicode.IsControl)
 }

@@ -125,6 +125,22 @@ func TestScriptCheckNamesTheKey(t *testing.T) {
 	}
 }
 
+func TestStrictSaysWhatIsWrongInTheWordsOfJSON(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{`{"boot": 1}`, "boot: number, want string"},
+		{`{"inventory": {"nics": [{"carrier": "yes"}]}}`, "inventory.nics.carrier: string, want bool"},
+		{`{"inventory": {"nics": {}}}`, "inventory.nics: object, want array"},
+		{`{"inventory": {"cpus": 1.5}}`, "inventory.cpus: number 1.5, want whole number"},
+		{`[]`, "array, want object"},
+		{`{"foo": 1}`, `unknown field "foo"`},
+	} {
+		var h Hello
+		if err := Strict([]byte(tt.in), &h); err == nil || err.Error() != tt.want {
+			t.Errorf("Strict(%s): %v, want %s", tt.in, err, tt.want)
+		}
+	}
+}
+
 func TestStrictRefusesTrailingData(t *testing.T) {
 	var v struct{ A int }
 	for _, in := range []string{`{"A":1} {}`, `{"A":1}]`, `{"A":1,"B":2}`, ``, `{`} {
