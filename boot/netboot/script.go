@@ -95,6 +95,9 @@ func expand(template string, pairs ...string) string {
 	return strings.NewReplacer(pairs...).Replace(template)
 }
 
+// CheckArgs says whether args can be a Site's.
+func CheckArgs(args string) error { return plain(args) }
+
 // plain refuses what iPXE would take for more than text.
 func plain(text string) error {
 	for _, c := range text {
