@@ -29,7 +29,7 @@ type bolt struct{ db *bbolt.DB }
 func Open(file string) (Store, error) {
 	db, err := bbolt.Open(file, 0o600, &bbolt.Options{Timeout: lockPatience})
 	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("store: rookery serve holds %s", file)
+		return nil, fmt.Errorf("store: %s: another rookery holds it", file)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store: %s: %w", file, err)

@@ -40,7 +40,7 @@ func TestASecondProcessIsToldWhoHoldsTheFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rookery.db")
 	open(t, file)
 	_, err := store.Open(file)
-	if want := "store: rookery serve holds " + file; err == nil || err.Error() != want {
+	if want := "store: " + file + ": another rookery holds it"; err == nil || err.Error() != want {
 		t.Errorf("Open: %v, want %s", err, want)
 	}
 }
