@@ -72,21 +72,22 @@ type Leases interface {
 	Put(l Lease) error
 }
 
-// Run answers requests until ctx ends, and then returns nil.
+// Run answers requests until ctx ends, and then returns nil. Its error is for
+// someone who knows which service it is of.
 func (s *Server) Run(ctx context.Context) error {
 	leases, err := s.Leases.All()
 	if err != nil {
-		return fmt.Errorf("dhcp: leases: %w", err)
+		return fmt.Errorf("leases: %w", err)
 	}
 	table, err := newTable(s.Subnets, s.Site, s.Hosts, leases)
 	if err != nil {
-		return fmt.Errorf("dhcp: %w", err)
+		return err
 	}
 	conn := s.Conn
 	if conn == nil {
 		conn, err = server4.NewIPv4UDPConn(s.Interface, &net.UDPAddr{Port: dhcpv4.ServerPort})
 		if err != nil {
-			return fmt.Errorf("dhcp: %s: %w", s.Interface, err)
+			return fmt.Errorf("%s: %w", s.Interface, err)
 		}
 	}
 	defer conn.Close()
@@ -99,7 +100,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("dhcp: read: %w", err)
+			return fmt.Errorf("read: %w", err)
 		}
 		req, err := dhcpv4.FromBytes(buf[:n])
 		if err != nil {

@@ -175,7 +175,7 @@ func TestLeaseNotKeptIsNotGiven(t *testing.T) {
 func TestRunSaysWhy(t *testing.T) {
 	broken := &dhcpdtest.Leases{}
 	broken.Fail(errors.New("disk on fire"))
-	if err := server(newWire(), broken).Run(t.Context()); err == nil || err.Error() != "dhcp: leases: disk on fire" {
+	if err := server(newWire(), broken).Run(t.Context()); err == nil || err.Error() != "leases: disk on fire" {
 		t.Errorf("Run: %v", err)
 	}
 	w := newWire()

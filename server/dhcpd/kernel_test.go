@@ -173,11 +173,11 @@ func (l *lan) setMAC(t *testing.T, mac string) {
 }
 
 // script makes a program that a client runs to configure the interface, and
-// that only writes down what it was told.
-func script(t *testing.T, when string) (program, told string) {
+// that only writes down what it was told, and then does something.
+func script(t *testing.T, when, then string) (program, told string) {
 	dir := t.TempDir()
 	program, told = filepath.Join(dir, "script"), filepath.Join(dir, "told")
-	text := fmt.Sprintf("#!/bin/sh\n%s && env > %s\nexit 0\n", when, told)
+	text := fmt.Sprintf("#!/bin/sh\n%s && env > %s && %s\nexit 0\n", when, told, then)
 	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -186,26 +186,22 @@ func script(t *testing.T, when string) (program, told string) {
 
 func (l *lan) udhcpc(t *testing.T, arg ...string) string {
 	t.Helper()
-	program, told := script(t, `[ "$1" = bound ]`)
+	program, told := script(t, `[ "$1" = bound ]`, ":")
 	l.in(t, append([]string{"udhcpc", "-i", "eth0", "-f", "-n", "-q", "-s", program}, arg...)...)
 	return read(t, told)
 }
 
 func (l *lan) dhclient(t *testing.T) string {
 	t.Helper()
-	program, told := script(t, `[ "$reason" = BOUND ]`)
+	program, told := script(t, `[ "$reason" = BOUND ]`, "kill -9 $PPID")
 	dir := filepath.Dir(program)
 	conf := filepath.Join(dir, "conf")
 	if err := os.WriteFile(conf, []byte("request subnet-mask, routers, host-name, dhcp-lease-time;\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	pid := filepath.Join(dir, "pid")
-	l.in(t, "dhclient", "-1", "-cf", conf, "-sf", program, "-lf", filepath.Join(dir, "leases"), "-pf", pid, "eth0")
-	n, err := strconv.Atoi(strings.TrimSpace(read(t, pid)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	syscall.Kill(n, syscall.SIGKILL) // it would stay to renew
+	// It would stay to renew, so its script ends it.
+	l.in(t, "sh", "-c", `told=$1; shift; "$@"; test -s "$told"`, "sh", told,
+		"dhclient", "-d", "-1", "-cf", conf, "-sf", program, "-lf", filepath.Join(dir, "leases"), "--no-pid", "eth0")
 	return read(t, told)
 }
 

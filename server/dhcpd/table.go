@@ -271,8 +271,8 @@ func (t *table) release(c client) outcome {
 // still holds as a lease.
 func (t *table) fixed(c client) (netip.Addr, bool) {
 	a := c.host.Addr
-	if !a.IsValid() || !c.pool.Prefix.Contains(a) {
-		return a, false
+	if !a.IsValid() || !c.pool.Prefix.Contains(a) || a == t.site.Server {
+		return a, false // our own address is nobody else's, whatever a record says
 	}
 	if i, ok := c.pool.index(a); ok {
 		if s := c.pool.slots[i]; s.mac != "" && s.mac != c.mac && s.held(c.now) {

@@ -358,6 +358,20 @@ func TestFixedAddressStillLeased(t *testing.T) {
 	}
 }
 
+func TestTheServersAddressIsNoMachines(t *testing.T) {
+	hosts := hostList{{MAC: node, Addr: self}}
+	table, err := newTable(subnets(), site, hosts, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := table.answer(ask(t, dhcpv4.MessageTypeDiscover, node), noon); !o.addr.IsValid() || o.addr == self {
+		t.Errorf("offered %s, want an address of the pool", o.addr)
+	}
+	if o := table.answer(ask(t, dhcpv4.MessageTypeRequest, node, wants(self.String()), of(self.String())), noon); o.reply.MessageType() != dhcpv4.MessageTypeNak {
+		t.Errorf("asked for %s: %s, want a refusal", self, describe(o))
+	}
+}
+
 func TestDeclinedAddressRests(t *testing.T) {
 	table := testTable(t, lease("10.0.0.100", machine, time.Hour), lease("10.0.0.101", another, time.Hour))
 	table.answer(ask(t, dhcpv4.MessageTypeDecline, machine, wants("10.0.0.100"), of("10.0.0.1")), noon)

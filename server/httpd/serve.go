@@ -41,7 +41,7 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logge
 	go func() { ended <- server.Serve(netutil.LimitListener(ln, maxConnected)) }()
 	select {
 	case err := <-ended:
-		return fmt.Errorf("http: %s: %w", ln.Addr(), err)
+		return fmt.Errorf("%s: %w", ln.Addr(), err)
 	case <-ctx.Done():
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTime)

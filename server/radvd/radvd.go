@@ -34,7 +34,7 @@ var (
 func (s *Server) Run(ctx context.Context) error {
 	iface, err := net.InterfaceByName(s.Interface)
 	if err != nil {
-		return fmt.Errorf("router advertisement: %s: %w", s.Interface, err)
+		return fmt.Errorf("%s: %w", s.Interface, err)
 	}
 	conn, err := listen(iface)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("router advertisement: %s: %w", s.Interface, err)
+			return fmt.Errorf("%s: %w", s.Interface, err)
 		}
 		addr, ok := netip.AddrFromSlice(from.(*net.IPAddr).IP)
 		if !ok || control == nil || control.IfIndex != iface.Index {

@@ -37,7 +37,8 @@ const (
 	retries = 5
 )
 
-// Run serves until ctx ends, and then returns nil.
+// Run serves until ctx ends, and then returns nil. Its error is for someone who
+// knows which service it is of.
 func (s *Server) Run(ctx context.Context) error {
 	conn := s.Conn
 	if conn == nil {
@@ -50,7 +51,7 @@ func (s *Server) Run(ctx context.Context) error {
 		// the library answers an IPv4 client from whatever address it likes.
 		conn, err = (&net.ListenConfig{}).ListenPacket(ctx, "udp4", addr)
 		if err != nil {
-			return fmt.Errorf("tftp: %w", err)
+			return err
 		}
 	}
 	transfers := s.Transfers
@@ -61,7 +62,7 @@ func (s *Server) Run(ctx context.Context) error {
 	slots := make(chan struct{}, transfers)
 	server := tftp.NewServer(func(name string, to io.ReaderFrom) (err error) {
 		client := to.(tftp.OutgoingTransfer).RemoteAddr()
-		log := s.Log.With("client", client.IP, "file", fmt.Sprintf("%.200q", name))
+		log := s.Log.With("client", client.IP, "file", fmt.Sprintf("%.200s", name))
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
@@ -106,7 +107,7 @@ func (s *Server) Run(ctx context.Context) error {
 	err := server.Serve(conn)
 	if stop() { // ctx goes on: Serve has failed by itself
 		server.Shutdown()
-		return fmt.Errorf("tftp: %w", err)
+		return err
 	}
 	<-stopped
 	return nil
