@@ -131,7 +131,7 @@ func (d document) check() error {
 		return bad("name", "missing")
 	}
 	if err := d.layout.Check(); err != nil {
-		return bad("partitions", "%s", strings.TrimPrefix(err.Error(), "layout: "))
+		return bad("partitions", "%s", strings.TrimPrefix(strings.TrimPrefix(err.Error(), "layout: "), "partitions: "))
 	}
 	return nil
 }
@@ -227,7 +227,11 @@ func decode(file string, y *yaml.Node) (document, Problems) {
 	// The library also refuses keys that stand twice and aliases that multiply,
 	// so it comes first.
 	if err := y.Decode(into); err != nil {
-		return d, yamlProblems(file, y, err)
+		problems := yamlProblems(file, y, err)
+		for i := range problems {
+			problems[i].Record = d.title()
+		}
+		return d, problems
 	}
 	var problems Problems
 	unknownKeys(y, reflect.TypeOf(into).Elem(), func(key *yaml.Node) {
@@ -281,6 +285,22 @@ func yamlFields(t reflect.Type, fields map[string]reflect.Type) {
 
 var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?`)
 
+// yamlType is how the library says that a value is not what a field takes.
+var yamlType = regexp.MustCompile("^cannot unmarshal !!\\w+ (?:(`.*`) )?into (.+)$")
+
+// yamlName is what people call the values of a type of Go's.
+func yamlName(goType string) string {
+	switch {
+	case goType == "string":
+		return "one word or text"
+	case strings.HasPrefix(goType, "[]"):
+		return "a list"
+	case strings.HasPrefix(goType, "int"):
+		return "a whole number"
+	}
+	return "keys and values"
+}
+
 // yamlProblems turns what the library has against a document into problems
 // with lines and, where the document is known, keys.
 func yamlProblems(file string, y *yaml.Node, err error) Problems {
@@ -297,6 +317,9 @@ func yamlProblems(file string, y *yaml.Node, err error) Problems {
 			if n, err := strconv.Atoi(m[1]); err == nil {
 				p.Line = n
 			}
+		}
+		if m := yamlType.FindStringSubmatch(p.Reason); m != nil {
+			p.Reason = strings.TrimSpace(m[1] + " is not " + yamlName(m[2]))
 		}
 		if y != nil {
 			for i := 0; i+1 < len(y.Content) && y.Content[i].Line <= p.Line; i += 2 {
@@ -334,6 +357,11 @@ func (r records) check(docs []document, images Images) Problems {
 	about := map[string]bool{}
 	shared := -1 // the document that touches nodes other than its own
 	for i, d := range docs {
+		if d.kind == kindDefaults {
+			if err := after.checkDefaults(images); err != nil {
+				return Problems{d.problem(err)} // that of every node without its own, too
+			}
+		}
 		if d.kind != kindNode {
 			shared = i
 			continue

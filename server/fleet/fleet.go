@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -56,8 +57,9 @@ func (images Images) once() Images {
 	}
 }
 
-// Config is what a fleet works with; all of it is needed.
+// Config is what a fleet works with; all of it is needed, but Server.
 type Config struct {
+	Server   netip.Addr // its own address, which no node can have
 	Store    store.Store
 	Images   Images
 	Key      ed25519.PrivateKey // signs scripts
@@ -102,7 +104,7 @@ type savedMachine struct {
 func New(ctx context.Context, c Config) (*Fleet, error) {
 	f := &Fleet{
 		Config:    c,
-		records:   records{nodes: map[string]Node{}, layouts: map[string]disklayout.Layout{}},
+		records:   records{nodes: map[string]Node{}, layouts: map[string]disklayout.Layout{}, server: c.Server},
 		machines:  map[string]machine{},
 		revisions: map[[2]string]uint64{},
 		news:      make(chan struct{}),
@@ -260,6 +262,9 @@ func (f *Fleet) Accept(ctx context.Context, mac string, n Node) error {
 	mac = normalMAC(mac)
 	c := f.newcomers.find(mac)
 	if c == nil {
+		if name, _ := f.ids.match(wire.Inventory{NICs: []wire.NIC{{MAC: mac}}}); name != "" {
+			return conflict{fmt.Errorf("accept: %s is node %s already", mac, name)}
+		}
 		return fmt.Errorf("accept: no new machine with MAC address %s: %w", mac, ErrNotFound)
 	}
 	if _, taken := f.records.nodes[n.Name]; taken {
@@ -410,7 +415,7 @@ func (f *Fleet) script(name string) (s wire.Script, named string, err error) {
 	image := status.Image // a newer version must not get into an installation that began
 	if status.Named != n.Image || image.Name == "" {
 		if image, err = f.Images(n.Image); err != nil {
-			return s, "", fmt.Errorf("node %s: image: %w", name, err)
+			return s, "", fmt.Errorf("node %s: %w", name, noImage(err))
 		}
 	}
 	s = render(n, layout, status, image)

@@ -49,7 +49,7 @@ func newSite(t testing.TB) *site {
 func (s *site) restart() {
 	s.t.Helper()
 	f, err := fleet.New(s.t.Context(), fleet.Config{
-		Store: s.store, Images: s.resolve, Key: siteKey, TokenKey: []byte("tokens"), Log: slog.New(slog.DiscardHandler),
+		Server: netip.MustParseAddr("10.0.0.1"), Store: s.store, Images: s.resolve, Key: siteKey, TokenKey: []byte("tokens"), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		s.t.Fatalf("New: %v", err)
@@ -348,8 +348,8 @@ layout: small
 		{"not a mapping", "- a\n- b\n", "f.yaml:1: want keys and values"},
 		{"no YAML", "kind: Node\nname: [\n", "f.yaml:2: did not find expected node content"},
 		{"key twice", node(mac, image, image), `f.yaml:5: image: mapping key "image" already defined at line 4`},
-		{"wrong type", node("macs: {a: b}"), "f.yaml:3: macs: cannot unmarshal !!map into []string"},
-		{"wrong type of a number", node(mac, image, "seedFor: soon"), "f.yaml:5: seedFor: cannot unmarshal !!str `soon` into int"},
+		{"wrong type", node("macs: {a: b}"), "f.yaml:3: node n1: macs: is not a list"},
+		{"wrong type of a number", node(mac, image, "seedFor: soon"), "f.yaml:5: node n1: seedFor: `soon` is not a whole number"},
 		{"no name", "kind: Node\n" + mac, `f.yaml:1: node: name: "" has 0 characters, want 1 to 63`},
 		{"bad host name", "kind: Node\nname: N_1\n" + mac, `f.yaml:2: node N_1: name: "N_1": want letters a-z, digits and hyphens`},
 		{"nothing to know it by", node(image), "f.yaml:1: node n1: macs: missing, and there is no uuid or serial to know the machine by"},
@@ -367,6 +367,10 @@ layout: small
 		{"bad boot", node(mac, image, "boot: usb"), `f.yaml:5: node n1: boot: "usb" is neither install nor local`},
 		{"bad console", node(mac, image, "console: ttyS0 115200"), `f.yaml:5: node n1: console: "ttyS0 115200" is not a console such as ttyS0,115200`},
 		{"missing image", node(mac, "image: debian13"), `f.yaml:4: node n1: image: "debian13" is not published`},
+		{"missing image of all", "kind: Defaults\nimage: debian13\n", `f.yaml:2: defaults: image: "debian13" is not published`},
+		{"missing layout of all", "kind: Defaults\nlayout: big\n", `f.yaml:2: defaults: layout: no layout "big"`},
+		{"empty layout", "kind: Layout\nname: l\npartitions: []\n", "f.yaml:3: layout l: partitions: there are none"},
+		{"address of the server", node(mac, image, "address: 10.0.0.1/24"), "f.yaml:5: node n1: address: 10.0.0.1 is the server's own"},
 		{"no image", node(mac), "f.yaml:1: node n1: image: missing, and the Defaults name none"},
 		{"missing layout", node(mac, image, "layout: big"), `f.yaml:5: node n1: layout: no layout "big"`},
 		{"MAC of another node", node("macs: [52-54-00-00-00-10]", image), "f.yaml:3: node n1: macs: 52:54:00:00:00:10 is that of n0 too"},
@@ -708,5 +712,25 @@ func TestEverybodyAtOnce(t *testing.T) {
 		if v.Next != wire.Local || v.Record.Domain != "example.org" {
 			t.Errorf("%s: %+v", v.Name, v)
 		}
+	}
+}
+
+func TestANewMachineIsShownByItsMAC(t *testing.T) {
+	s := newSite(t)
+	s.hello(boots[0], mac1, mac2)
+	for _, mac := range []string{mac1, "52-54-00-00-00-02"} {
+		if v, err := s.Node(mac); err != nil || !v.New || v.MAC != mac1 {
+			t.Errorf("Node(%s): %+v, %v", mac, v, err)
+		}
+	}
+	if err := s.Accept(t.Context(), mac1, fleet.Node{Name: "n1", Settings: fleet.Settings{Image: "debian12"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Node(mac1); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("Node of a machine that was accepted: %v", err)
+	}
+	err := s.Accept(t.Context(), mac1, fleet.Node{Name: "n2", Settings: fleet.Settings{Image: "debian12"}})
+	if want := "accept: " + mac1 + " is node n1 already"; !errors.Is(err, fleet.ErrConflict) || err.Error() != want {
+		t.Errorf("Accept for the second time: %v, want %s", err, want)
 	}
 }

@@ -95,6 +95,8 @@ type records struct {
 	nodes    map[string]Node
 	layouts  map[string]disklayout.Layout
 	defaults Settings
+
+	server netip.Addr // its own address; zero when it is not known
 }
 
 func (r records) settings(n Node) Settings { return n.Settings.over(r.defaults).over(program) }
@@ -241,6 +243,30 @@ func recordKey(err error) error {
 	return &keyError{key, errors.New(reason)}
 }
 
+// checkDefaults says what the Defaults name that is not there.
+func (r records) checkDefaults(images Images) error {
+	if _, err := r.layout(r.defaults.Layout); err != nil {
+		return &keyError{"layout", err}
+	}
+	return images.check(r.defaults.Image)
+}
+
+// check says of a record's image that it is not there.
+func (images Images) check(name string) error {
+	if name == "" {
+		return nil
+	}
+	if _, err := images(name); err != nil {
+		return noImage(err)
+	}
+	return nil
+}
+
+// noImage is err, which begins with the word image in the store's mouth.
+func noImage(err error) error {
+	return bad("image", "%s", strings.TrimPrefix(err.Error(), "image "))
+}
+
 // checkNode says what is wrong with a node among all records. What is wrong
 // between two nodes is said of both.
 func (r records) checkNode(n Node, ids index, images Images) error {
@@ -258,10 +284,11 @@ func (r records) checkNode(n Node, ids index, images Images) error {
 	if s.Image == "" && n.Boot != wire.Local {
 		return bad("image", "missing, and the Defaults name none")
 	}
-	if s.Image != "" {
-		if _, err := images(s.Image); err != nil {
-			return &keyError{"image", err}
-		}
+	if err := images.check(s.Image); err != nil {
+		return err
+	}
+	if p, err := netip.ParsePrefix(n.Address); err == nil && p.Addr() == r.server {
+		return bad("address", "%s is the server's own", p.Addr())
 	}
 	if n.Address != "" && s.Gateway != "" {
 		p, gw := netip.MustParsePrefix(n.Address), netip.MustParseAddr(s.Gateway)

@@ -68,19 +68,26 @@ func (f *Fleet) Nodes() []View {
 		all = append(all, view(f.records.nodes[name], f.machines[name].status))
 	}
 	for _, c := range f.newcomers.list() {
-		all = append(all, View{
-			New: true, MAC: c.Inventory.NICs[0].MAC, Next: wire.Wait,
-			Firmware: c.Inventory.Firmware, Inventory: &c.Inventory, Seen: c.Seen,
-		})
+		all = append(all, c.view())
 	}
 	return all
 }
 
-// Node is one node, or ErrNotFound.
+func (c *newcomer) view() View {
+	return View{
+		New: true, MAC: c.Inventory.NICs[0].MAC, Next: wire.Wait,
+		Firmware: c.Inventory.Firmware, Inventory: &c.Inventory, Seen: c.Seen,
+	}
+}
+
+// Node is one node, or the new machine of a MAC address, or ErrNotFound.
 func (f *Fleet) Node(name string) (View, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	n, ok := f.records.nodes[name]
+	if c := f.newcomers.find(normalMAC(name)); !ok && c != nil {
+		return c.view(), nil
+	}
 	if !ok {
 		return View{}, fmt.Errorf("node %s: %w", name, ErrNotFound)
 	}

@@ -150,7 +150,11 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, err
+		var where *url.Error // the address is made up
+		if errors.As(err, &where) {
+			err = where.Err
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil

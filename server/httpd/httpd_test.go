@@ -302,7 +302,7 @@ func TestAdmin(t *testing.T) {
 				t.Fatalf("Nodes: %+v, %v", all, err)
 			}
 			refused("Accept", c.Accept(ctx, all[2].MAC, fleet.Node{Name: "n3", Settings: fleet.Settings{Image: "debian13"}}),
-				`node n3: image: image "debian13": not found`)
+				`node n3: image: "debian13": not found`)
 			if err := c.Accept(ctx, all[2].MAC, fleet.Node{Name: "n3", Settings: fleet.Settings{Image: "debian12"}}); err != nil {
 				t.Errorf("Accept: %v", err)
 			}
