@@ -21,7 +21,9 @@ const envPrefix = "ROOKERY_"
 
 // configure gives the flags of cmd that the command line left alone the values
 // of the environment, or else of the configuration file. The file's keys are
-// the flags' names; a key that no flag of any command has is refused.
+// the names of the server's flags and of those that all commands have; any other
+// key is refused. What a command does to one node is said on the command line
+// only: serve's --address is not that of every node.
 func configure(cmd *cobra.Command, environ func(string) (string, bool)) error {
 	path, _ := cmd.Flags().GetString("config")
 	if v, ok := environ(envName("config")); ok && !cmd.Flags().Changed("config") {
@@ -34,12 +36,13 @@ func configure(cmd *cobra.Command, environ func(string) (string, bool)) error {
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	file, err := settings(b, known(cmd.Root()))
+	keys := known(cmd.Root())
+	file, err := settings(b, keys)
 	if err != nil {
 		return fmt.Errorf("config: %s: %w", path, err)
 	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Changed || err != nil {
+		if f.Changed || err != nil || !keys[f.Name] || cmd.Name() != serveName && cmd.InheritedFlags().Lookup(f.Name) == nil {
 			return
 		}
 		from, value := envName(f.Name), ""
@@ -51,7 +54,7 @@ func configure(cmd *cobra.Command, environ func(string) (string, bool)) error {
 			return
 		}
 		if bad := cmd.Flags().Set(f.Name, value); bad != nil {
-			err = fmt.Errorf("config: %s: %q: %w", from, value, errors.Unwrap(bad))
+			err = fmt.Errorf("config: %s: %q: %w", from, value, reason(bad))
 		}
 	})
 	return err
@@ -61,15 +64,14 @@ func envName(flag string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// known is the names of the flags of cmd and all commands below it.
-func known(cmd *cobra.Command) map[string]bool {
+// known is the names of the flags that can be set by file and environment.
+func known(root *cobra.Command) map[string]bool {
 	names := map[string]bool{}
 	add := func(f *pflag.Flag) { names[f.Name] = true }
-	cmd.PersistentFlags().VisitAll(add)
-	cmd.LocalFlags().VisitAll(add)
-	for _, sub := range cmd.Commands() {
-		for name := range known(sub) {
-			names[name] = true
+	root.PersistentFlags().VisitAll(add)
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == serveName {
+			cmd.LocalFlags().VisitAll(add)
 		}
 	}
 	delete(names, "help")

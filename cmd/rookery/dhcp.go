@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -54,13 +55,26 @@ func (c dhcpConfig) subnets(own netip.Prefix) ([]dhcpd.Subnet, error) {
 	for i := range all {
 		s := &all[i]
 		s.DNS, s.Domain, s.Lease = dns, c.domain, c.lease
-		for _, r := range routers {
-			if s.Prefix.Contains(r) {
-				s.Router = r
-			}
+	}
+	for _, r := range routers {
+		i := slices.IndexFunc(all, func(s dhcpd.Subnet) bool { return s.Prefix.Contains(r) })
+		switch {
+		case i < 0:
+			return nil, fmt.Errorf("router: %s is in none of the networks that have addresses: %s", r, prefixes(all))
+		case all[i].Router.IsValid():
+			return nil, fmt.Errorf("router: %s and %s are both in %s", all[i].Router, r, all[i].Prefix)
 		}
+		all[i].Router = r
 	}
 	return all, nil
+}
+
+func prefixes(all []dhcpd.Subnet) string {
+	var words []string
+	for _, s := range all {
+		words = append(words, s.Prefix.String())
+	}
+	return strings.Join(words, ", ")
 }
 
 // parsePool reads FIRST-LAST, or FIRST-LAST/BITS for a network that is not the
@@ -88,6 +102,8 @@ func parsePool(text string, own netip.Prefix) (prefix netip.Prefix, first, last 
 		}
 	}
 	switch {
+	case !first.Is4() || !last.Is4():
+		return prefix, first, last, errors.New("want IPv4 addresses")
 	case !prefix.Contains(first) || !prefix.Contains(last):
 		return prefix, first, last, fmt.Errorf("is not inside %s; for a network behind a relay append its prefix length, such as /24", prefix)
 	case last.Less(first):
@@ -100,8 +116,8 @@ func addrs(key string, texts []string) ([]netip.Addr, error) {
 	var all []netip.Addr
 	for _, t := range texts {
 		a, err := netip.ParseAddr(t)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %q is not an IP address", key, t)
+		if err != nil || !a.Is4() {
+			return nil, fmt.Errorf("%s: %q is not an IPv4 address", key, t)
 		}
 		all = append(all, a)
 	}
@@ -113,6 +129,10 @@ func addrs(key string, texts []string) ([]netip.Addr, error) {
 func ownAddress(iface, text string) (netip.Prefix, error) {
 	i, err := net.InterfaceByName(iface)
 	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) {
+			err = op.Err
+		}
 		return netip.Prefix{}, fmt.Errorf("interface %q: %w", iface, err)
 	}
 	all, err := i.Addrs()

@@ -31,8 +31,12 @@ func TestSubnets(t *testing.T) {
 		{name: "one address", c: dhcpConfig{pools: []string{"10.7.0.3"}}, err: "want FIRST-LAST"},
 		{name: "nonsense", c: dhcpConfig{pools: []string{"a-b"}}, err: `pool "a-b"`},
 		{name: "bad length", c: dhcpConfig{pools: []string{"10.8.0.3-10.8.0.9/x"}}, err: `prefix length "x"`},
-		{name: "bad dns", c: dhcpConfig{dns: []string{"ns1"}}, err: `dns: "ns1" is not an IP address`},
-		{name: "bad router", c: dhcpConfig{routers: []string{"gw"}}, err: `router: "gw" is not an IP address`},
+		{name: "bad dns", c: dhcpConfig{dns: []string{"ns1"}}, err: `dns: "ns1" is not an IPv4 address`},
+		{name: "bad router", c: dhcpConfig{routers: []string{"gw"}}, err: `router: "gw" is not an IPv4 address`},
+		{name: "dns by IPv6", c: dhcpConfig{dns: []string{"fd00::1"}}, err: `dns: "fd00::1" is not an IPv4 address`},
+		{name: "pool of IPv6", c: dhcpConfig{pools: []string{"fd00::1-fd00::9/64"}}, err: "want IPv4 addresses"},
+		{name: "router elsewhere", c: dhcpConfig{routers: []string{"10.8.0.1"}}, err: "router: 10.8.0.1 is in none of the networks that have addresses: 10.7.0.0/24"},
+		{name: "two routers", c: dhcpConfig{routers: []string{"10.7.0.2", "10.7.0.3"}}, err: "router: 10.7.0.2 and 10.7.0.3 are both in 10.7.0.0/24"},
 	} {
 		all, err := tt.c.subnets(own)
 		if tt.err != "" {

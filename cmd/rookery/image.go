@@ -19,9 +19,7 @@ import (
 )
 
 func imageCommand(dir func() stateDir) *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Import and list images"}
-	cmd.AddCommand(imageImport(dir), imageList(dir), imageShow(dir))
-	return cmd
+	return group("image", "Import and list images", imageImport(dir), imageList(dir), imageShow(dir))
 }
 
 func imageImport(dir func() stateDir) *cobra.Command {
@@ -50,8 +48,11 @@ changes: to publish something else, use another tag. What is in /proc, /sys, /de
 				return fmt.Errorf("import %s: %w", name, err)
 			}
 			defer t.Close()
+			if len(t.Entries) <= 1 { // the root itself
+				return fmt.Errorf("import %s: %s holds no files", name, source)
+			}
 			v, err := images.Publish(name, func(w io.Writer) (image.Descriptor, error) {
-				return image.Write(w, t.Entries, t.Open)
+				return image.Write(stoppable{cmd.Context(), w}, t.Entries, t.Open)
 			}, store.Config{Comment: "imported from " + filepath.Base(source)})
 			if err != nil {
 				return err

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,9 +19,7 @@ import (
 )
 
 func initramfsCommand(dir func() stateDir) *cobra.Command {
-	cmd := &cobra.Command{Use: "initramfs", Short: "Build what the machines boot"}
-	cmd.AddCommand(initramfsBuild(dir))
-	return cmd
+	return group("initramfs", "Build what the machines boot", initramfsBuild(dir))
 }
 
 func initramfsBuild(dir func() stateDir) *cobra.Command {
@@ -49,6 +49,15 @@ metal has those of real ones.`,
 					return err
 				}
 			}
+			image, err := os.Open(kernel)
+			if err != nil {
+				return fmt.Errorf("kernel: %w", err)
+			}
+			defer image.Close()
+			release, err := kernelRelease(image)
+			if err != nil {
+				return fmt.Errorf("kernel: %s: %w", kernel, err)
+			}
 			s, err := site.Open(dir().site())
 			if err != nil {
 				return err
@@ -57,23 +66,21 @@ metal has those of real ones.`,
 				return err
 			}
 			var sum initramfs.Summary
-			err = replace(dir().initramfs(), func(w io.Writer) (err error) {
-				sum, err = initramfs.Build(w, initramfs.Config{
-					Agent: agent, Modules: modules, Profile: initramfs.Profile(profile), Site: s.Public(),
-				})
-				return err
-			})
-			if err != nil {
-				return err
-			}
+			// A kernel cannot load the modules of another: both are complete
+			// before either is put in its place.
 			err = replace(dir().kernel(), func(w io.Writer) error {
-				f, err := os.Open(kernel)
-				if err != nil {
+				if _, err := io.Copy(stoppable{cmd.Context(), w}, image); err != nil {
 					return fmt.Errorf("kernel: %w", err)
 				}
-				defer f.Close()
-				_, err = io.Copy(w, f)
-				return err
+				return replace(dir().initramfs(), func(w io.Writer) (err error) {
+					sum, err = initramfs.Build(stoppable{cmd.Context(), w}, initramfs.Config{
+						Agent: agent, Modules: modules, Profile: initramfs.Profile(profile), Site: s.Public(),
+					})
+					if err == nil && release != "" && release != sum.Kernel {
+						err = fmt.Errorf("modules: %s has those of kernel %s, %s is kernel %s", modules, sum.Kernel, kernel, release)
+					}
+					return err
+				})
 			})
 			if err != nil {
 				return err
@@ -89,6 +96,31 @@ metal has those of real ones.`,
 	cmd.Flags().StringVar(&agent, "agent", "", "rookery-agent program (default beside this program, or in PATH)")
 	cmd.Flags().StringVar(&profile, "profile", string(initramfs.Metal), "hardware to pack drivers for: vm or metal")
 	return cmd
+}
+
+// kernelRelease is what the running kernel will say of itself, and "" for one
+// that does not say it beforehand: only x86 has it in its boot header
+// (Documentation/arch/x86/boot.rst); others are programs for UEFI.
+func kernelRelease(image io.ReaderAt) (string, error) {
+	header := make([]byte, 0x210)
+	if _, err := image.ReadAt(header, 0); errors.Is(err, io.EOF) {
+		return "", errors.New("is not a Linux kernel")
+	} else if err != nil {
+		return "", err
+	}
+	if string(header[0x202:0x206]) != "HdrS" {
+		if string(header[:2]) != "MZ" {
+			return "", errors.New("is not a Linux kernel")
+		}
+		return "", nil
+	}
+	text := make([]byte, 256)
+	n, err := image.ReadAt(text, 0x200+int64(binary.LittleEndian.Uint16(header[0x20e:])))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	release, _, _ := bytes.Cut(text[:n], []byte(" "))
+	return string(release), nil
 }
 
 // newestKernel is the kernel of the highest version in dir.

@@ -4,18 +4,24 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends what does not heed the first
 	if err := root().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "rookery:", err)
 		os.Exit(1)
@@ -33,6 +39,19 @@ func (s stateDir) admin() string     { return filepath.Join(string(s), "admin.so
 func (s stateDir) kernel() string    { return filepath.Join(s.boot(), "vmlinuz") }
 func (s stateDir) initramfs() string { return filepath.Join(s.boot(), "initramfs") }
 
+// maxSocket is the longest path that a unix socket can have (unix(7)).
+const maxSocket = 107
+
+func (s stateDir) check() error {
+	if s == "" {
+		return errors.New("state: no directory is named")
+	}
+	if n := len(s.admin()); n > maxSocket {
+		return fmt.Errorf("state: the path of %s has %d bytes, a socket's can have %d", s.admin(), n, maxSocket)
+	}
+	return nil
+}
+
 func root() *cobra.Command {
 	var state string
 	cmd := &cobra.Command{
@@ -41,13 +60,18 @@ func root() *cobra.Command {
 		Long: `Rookery netboots machines into a small agent, lets them fetch one image from a
 BitTorrent swarm that they all serve, and turns each copy into a machine of its own.
 
-Every flag can also be set in ` + defaultConfig + ` (the flag's name is the key) and in the
-environment (` + envPrefix + ` and the name in capitals, with _ for -).
-The command line goes before the environment, the environment before the file.`,
+The flags of serve, and --state, can also be set in ` + defaultConfig + ` (the flag's
+name is the key) and in the environment (` + envPrefix + ` and the name in capitals, with _
+for -). The command line goes before the environment, the environment before the file.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return configure(cmd, os.LookupEnv) },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := configure(cmd, os.LookupEnv); err != nil {
+				return err
+			}
+			return stateDir(state).check()
+		},
 	}
 	cmd.PersistentFlags().StringVar(&state, "state", "/var/lib/rookery", "directory that holds images, records and keys")
 	cmd.PersistentFlags().String("config", defaultConfig, "configuration file")
@@ -61,5 +85,61 @@ The command line goes before the environment, the environment before the file.`,
 		imageCommand(dir),
 		initramfsCommand(dir),
 	)
+	explain(cmd)
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		var bad *pflag.InvalidValueError
+		if errors.As(err, &bad) {
+			return fmt.Errorf("--%s: %q: %w", bad.GetFlag().Name, bad.GetValue(), reason(bad))
+		}
+		return err
+	})
 	return cmd
+}
+
+// group is a command that only has commands below it. To cobra, a word that is
+// none of them would be a wish for help, and success.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: cobra.NoArgs, DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// explain makes a command that got too few words or too many say which it wants.
+func explain(cmd *cobra.Command) {
+	if want := cmd.Args; want != nil && !cmd.HasSubCommands() {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := want(cmd, args); err != nil {
+				return fmt.Errorf("%w: want %s %s", err, cmd.CommandPath(), strings.TrimSpace(strings.TrimPrefix(cmd.Use, cmd.Name())))
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		explain(sub)
+	}
+}
+
+// reason is what is wrong with a flag's value, without the words of strconv.
+func reason(err error) error {
+	var number *strconv.NumError
+	if errors.As(err, &number) {
+		return number.Err
+	}
+	return errors.Unwrap(err)
+}
+
+// stoppable is a file whose writing ends with ctx.
+type stoppable struct {
+	ctx context.Context
+	io.Writer
+}
+
+func (s stoppable) Write(b []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	return s.Writer.Write(b)
 }

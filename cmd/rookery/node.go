@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -64,9 +65,8 @@ func withClient(ctx context.Context, dir stateDir, do func(*httpd.Client) error)
 }
 
 func nodeCommand(dir func() stateDir) *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "List, accept and install machines"}
-	cmd.AddCommand(nodeList(dir), nodeShow(dir), nodeAccept(dir), nodeInstall(dir), nodeRemove(dir))
-	return cmd
+	return group("node", "List, accept and install machines",
+		nodeList(dir), nodeShow(dir), nodeAccept(dir), nodeInstall(dir), nodeRemove(dir))
 }
 
 func nodeList(dir func() stateDir) *cobra.Command {
@@ -107,7 +107,7 @@ func state(v fleet.View) string {
 	case v.New:
 		return "new: accept it with 'rookery node accept'"
 	case v.Error != nil && v.State == wire.Failed:
-		return fmt.Sprintf("failed: %s: %s", v.Error.Step, v.Error.Cause)
+		return fmt.Sprintf("failed: %s: %s", v.Error.Step, printable(v.Error.Cause))
 	case v.Next == wire.Local && !v.Installed.IsZero():
 		return "installed " + v.Installed.Local().Format(time.DateTime)
 	case v.Next == wire.Local:
@@ -303,16 +303,19 @@ unless all of it is right.`,
 
 func readRecords(from []string, stdin io.Reader) ([]fleet.File, error) {
 	var files []fleet.File
-	add := func(name string, b []byte) {
+	add := func(name string, r io.Reader) error {
+		b, err := io.ReadAll(io.LimitReader(r, fleet.MaxApply+1))
+		if err == nil && len(b) > fleet.MaxApply {
+			err = fmt.Errorf("%s: more than %d bytes", name, fleet.MaxApply)
+		}
 		files = append(files, fleet.File{Name: name, Data: string(b)})
+		return err
 	}
 	for _, path := range from {
 		if path == "-" {
-			b, err := io.ReadAll(stdin)
-			if err != nil {
+			if err := add("standard input", stdin); err != nil {
 				return nil, err
 			}
-			add("standard input", b)
 			continue
 		}
 		err := filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
@@ -320,9 +323,12 @@ func readRecords(from []string, stdin io.Reader) ([]fleet.File, error) {
 			if err != nil || d.IsDir() || file != path && ext != ".yaml" && ext != ".yml" {
 				return err
 			}
-			b, err := os.ReadFile(file)
-			add(file, b)
-			return err
+			f, err := os.Open(file)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return add(file, f)
 		})
 		if err != nil {
 			return nil, err
@@ -401,7 +407,18 @@ func line(e fleet.NodeEvent) string {
 		words = append(words, fmt.Sprintf("%.0f %% of %s, %s/s from %d peers", 100*float64(f.Done)/float64(f.Total), size(f.Total), size(f.Rate), f.Peers))
 	}
 	if e.Text != "" {
-		words = append(words, e.Text)
+		words = append(words, printable(e.Text))
 	}
 	return strings.Join(words, " ")
+}
+
+// printable is what a machine said, on one line and without what a terminal
+// would obey.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }

@@ -46,13 +46,16 @@ type serveConfig struct {
 	debug bool
 }
 
+// serveName is the command whose flags can also be set by file and environment.
+const serveName = "serve"
+
 // services are what can be switched off.
 var services = []string{"dhcp", "tftp", "radvd", "seeder"}
 
 func serveCommand(dir func() stateDir) *cobra.Command {
 	var c serveConfig
 	cmd := &cobra.Command{
-		Use:   "serve",
+		Use:   serveName,
 		Short: "Run the server: DHCP, TFTP, HTTP, agents' API, tracker and seeder",
 		Long: `Run the server: DHCP, TFTP, HTTP, agents' API, tracker and seeder.
 
@@ -89,6 +92,9 @@ and stops no installation.`,
 	return cmd
 }
 
+// shortestLease is what a machine can renew in time.
+const shortestLease = time.Minute
+
 func (c serveConfig) check() error {
 	if c.iface == "" {
 		return errors.New("serve: --interface is missing: the network interface that machines are on")
@@ -97,6 +103,22 @@ func (c serveConfig) check() error {
 		if !slices.Contains(services, name) {
 			return fmt.Errorf("serve: without: %q is not one of %s", name, strings.Join(services, ", "))
 		}
+	}
+	if min(c.httpPort, c.httpsPort, c.swarmPort, c.tftpPort) == 0 {
+		return errors.New("serve: a port is 0, want 1 to 65535")
+	}
+	if c.dhcp.lease < shortestLease {
+		return fmt.Errorf("serve: lease-time: %s, want at least %s", c.dhcp.lease, shortestLease)
+	}
+	if c.dhcp.domain != "" {
+		for label := range strings.SplitSeq(c.dhcp.domain, ".") {
+			if err := wire.CheckHostname(label); err != nil {
+				return fmt.Errorf("serve: domain: %w", err)
+			}
+		}
+	}
+	if err := netboot.CheckArgs(c.args); err != nil {
+		return fmt.Errorf("serve: kernel-args: %w", err)
 	}
 	return nil
 }
@@ -169,7 +191,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	defer records.Close()
 	machines, err := fleet.New(ctx, fleet.Config{
-		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log,
+		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
 	})
 	if err != nil {
 		return err
