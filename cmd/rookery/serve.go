@@ -182,8 +182,8 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	peer := swarm.NewPeer(seeds, log)
 	seeder := &seed.Seeder{Store: images, Peer: peer, Tracker: where.HTTP + wire.PathAnnounce}
-	if err := seeder.All(); err != nil {
-		return err
+	if err := seeder.All(); err != nil { // of an image; the nodes of the others need us
+		log.Error("not every image can be installed", "err", err)
 	}
 	records, err := store.Open(dir.records())
 	if err != nil {

@@ -2,6 +2,7 @@
 package seed
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,18 +26,18 @@ type Seeder struct {
 	hashes  map[[20]byte]bool
 }
 
-// All offers every version in the store.
+// All offers every version in the store. One that is damaged does not keep the
+// others out; the error tells of each.
 func (s *Seeder) All() error {
 	versions, err := s.Store.List()
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, v := range versions {
-		if err := s.offer(v); err != nil {
-			return err
-		}
+		errs = append(errs, s.offer(v))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Image finds a version by name and offers its layers. Versions that another
