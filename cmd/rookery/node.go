@@ -84,14 +84,11 @@ func nodeList(dir func() stateDir) *cobra.Command {
 				return show(cmd.OutOrStdout(), format, all, func(w io.Writer) {
 					fmt.Fprintln(w, "NODE\tMAC\tIMAGE\tADDRESS\tSTATE")
 					for _, v := range all {
-						name, image := v.Name, v.Image.Name
+						name := v.Name
 						if v.New {
 							name = "-"
 						}
-						if image == "" && v.Record != nil {
-							image = v.Record.Image
-						}
-						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", name, v.MAC, image, v.Address, state(v))
+						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", name, v.MAC, imageOf(v), v.Address, state(v))
 					}
 				})
 			})
@@ -99,6 +96,15 @@ func nodeList(dir func() stateDir) *cobra.Command {
 	}
 	outputFlag(cmd, &format)
 	return cmd
+}
+
+// imageOf is the version that a node installs or, before that is decided, the
+// image it is to have.
+func imageOf(v fleet.View) string {
+	if v.Image.Name == "" && v.Record != nil {
+		return v.Record.Image
+	}
+	return v.Image.Name
 }
 
 // state is where a machine is, in a few words.
@@ -150,7 +156,7 @@ func describe(w io.Writer, v fleet.View) {
 	row("state", "%s", state(v))
 	row("mac", "%s", v.MAC)
 	row("address", "%s", v.Address)
-	row("image", "%s", v.Image.Name)
+	row("image", "%s", imageOf(v))
 	if i := v.Inventory; i != nil {
 		row("machine", "%s", strings.TrimSpace(i.Vendor+" "+i.Product))
 		row("serial", "%s", i.Serial)

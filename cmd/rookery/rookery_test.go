@@ -107,7 +107,7 @@ func TestApplyListShowInstallRemove(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"node", "list"}, {"node", "show", "n1"}} {
-		if out := must(t, state, args...); !strings.Contains(out, "10.7.0.11/24") || !strings.Contains(out, "installs when it boots from the network") {
+		if out := must(t, state, args...); !strings.Contains(out, "10.7.0.11/24") || !strings.Contains(out, "debian12") || !strings.Contains(out, "installs when it boots from the network") {
 			t.Errorf("rookery %s:\n%s", strings.Join(args, " "), out)
 		}
 	}
