@@ -58,7 +58,7 @@ func boots(limit time.Duration, want string, args ...string) (time.Duration, boo
 	if err := cmd.Start(); err != nil {
 		return 0, false
 	}
-	console := newConsole()
+	console := NewConsole()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rookery/disklayout"
-	"rookery/server/site"
+	"rookery/wire"
 )
 
 // An Agent is a node without firmware and kernel of its own: the agent as a
@@ -33,9 +33,9 @@ type Agent struct {
 }
 
 // PlugAgent connects a new agent to the network, switched off, its disk empty.
-// It trusts the site in the server's state directory, and asks the server.
-func (n *Network) PlugAgent(a *Agent, server *Server) error {
-	a.Console = newConsole()
+// It asks the lab's server and trusts site, as if an initramfs had told it.
+func (n *Network) PlugAgent(a *Agent, site wire.Site) error {
+	a.Console = NewConsole()
 	if a.Disk == 0 {
 		a.Disk = 4 << 30
 	}
@@ -46,11 +46,7 @@ func (n *Network) PlugAgent(a *Agent, server *Server) error {
 		if err := sparse(a.path("disk.img"), a.Disk); err != nil {
 			return err
 		}
-		keys, err := site.Open(filepath.Join(server.State, "site"))
-		if err != nil {
-			return err
-		}
-		trust, err := json.Marshal(keys.Public())
+		trust, err := json.Marshal(site)
 		if err != nil {
 			return err
 		}

@@ -22,7 +22,8 @@ type Console struct {
 	escape []byte        // an unfinished escape sequence
 }
 
-func newConsole() *Console { return &Console{more: make(chan struct{})} }
+// NewConsole is the console of nothing yet: write to it what is to be expected.
+func NewConsole() *Console { return &Console{more: make(chan struct{})} }
 
 // ErrNotSeen is a console's answer when the wanted text did not come.
 var ErrNotSeen = errors.New("not seen")

@@ -13,7 +13,7 @@ import (
 
 func TestConsole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newConsole()
+		c := NewConsole()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 

@@ -159,11 +159,13 @@ func (n *Network) tap() (string, error) {
 }
 
 // Uplink limits what the server sends to all nodes together to so many
-// megabits a second, as a real one's wire does. What nodes send each other
-// does not pass here.
+// megabits a second, as a real one's wire does; 0 lifts the limit. What nodes
+// send each other does not pass here.
 func (n *Network) Uplink(mbit int) error {
-	line := fmt.Sprintf("qdisc replace dev %s root tbf rate %dmbit burst 256kb latency 200ms", n.Bridge, mbit)
-	return run("tc", line)
+	if mbit == 0 {
+		return run("tc", "qdisc delete dev "+n.Bridge+" root")
+	}
+	return run("tc", fmt.Sprintf("qdisc replace dev %s root tbf rate %dmbit burst 256kb latency 200ms", n.Bridge, mbit))
 }
 
 func (n *Network) port(kind string) string {

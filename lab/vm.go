@@ -33,7 +33,7 @@ type VM struct {
 
 // Plug connects a new machine to the network, switched off, its disk empty.
 func (n *Network) Plug(v *VM) error {
-	v.Console = newConsole()
+	v.Console = NewConsole()
 	if v.Memory == 0 {
 		v.Memory = 1024
 	}

@@ -14,6 +14,7 @@ import (
 	"rookery/disklayout"
 	"rookery/lab"
 	"rookery/server/fleet"
+	sites "rookery/server/site"
 	"rookery/wire"
 )
 
@@ -44,6 +45,7 @@ type site struct {
 	dir    string          // consoles and the server's log, kept when the story fails
 	made   lab.Made
 	server *lab.Server
+	trust  wire.Site // what the site's initramfs says
 }
 
 // template is the state directory that all stories begin with: one image, one
@@ -98,6 +100,9 @@ func begin(t *testing.T, limit time.Duration, records string) *site {
 	s.must(os.WriteFile(filepath.Join(s.dir, "nodes.yaml"), []byte("kind: Defaults\nimage: debian12\nconsole: ttyS0,115200\n"+records), 0o644))
 	s.rookery("apply", "-f", filepath.Join(s.dir, "nodes.yaml"))
 	t.Cleanup(func() { s.must(s.server.Stop()) })
+	keys, err := sites.Open(filepath.Join(s.server.State, "site"))
+	s.must(err)
+	s.trust = keys.Public()
 	return s
 }
 
@@ -146,7 +151,7 @@ func (s *site) agent(n int, disk int64) *lab.Agent {
 		Name: name, MAC: mac(n), Address: address(n), Firmware: disklayout.BIOS, Disk: disk,
 		Dir: filepath.Join(s.dir, name), Program: s.made.Agent,
 	}
-	s.must(network.PlugAgent(a, s.server))
+	s.must(network.PlugAgent(a, s.trust))
 	s.t.Cleanup(a.PowerOff)
 	s.must(a.PowerOn())
 	return a
@@ -164,6 +169,13 @@ func (s *site) until(n int, wanted func(fleet.View) bool) fleet.View {
 		s.t.Fatalf("%s: %s: %s", name, v.Error.Step, v.Error.Cause)
 	}
 	return v
+}
+
+// uplink makes the server's wire slow for the story.
+func (s *site) uplink(mbit int) {
+	s.t.Helper()
+	s.must(network.Uplink(mbit))
+	s.t.Cleanup(func() { s.must(network.Uplink(0)) })
 }
 
 func (s *site) expect(c *lab.Console, pattern string) []string {
