@@ -188,4 +188,3 @@ func (r *reader) newMachine(mac string) *lab.VM {
 	r.expect(vm.Console, "waiting: this machine is "+mac)
 	return vm
 }
-
