@@ -9,6 +9,7 @@ import (
 	"rookery/disklayout"
 	"rookery/lab"
 	"rookery/server/fleet"
+	"rookery/wire"
 )
 
 // These stories are told by real firmware.
@@ -53,12 +54,12 @@ func TestANodeOutlivesItsServerAndItsPower(t *testing.T) {
 	s.starts(vm)
 }
 
-// The machine is unknown, then known to an impostor, then to its server, which
-// wants more of it than it has. It is not started a second time for any of it.
+// The machine is unknown, then accepted by an impostor, then known to its own
+// server, which wants more of it than it has. It is started once for all of it.
 func TestAnUnknownMachineWaitsAndRefusesWhatIsNotRight(t *testing.T) {
 	const size = 200 << 20
 	s := begin(t, 4*time.Minute, "")
-	s.must(s.server.Start(s.ctx))
+	restore := s.impostor()
 	vm := s.vm(1, disklayout.BIOS, size)
 	s.expect(vm.Console, "waiting: this machine is "+mac(1))
 	nodes, err := s.server.Admin().Nodes(s.ctx)
@@ -67,12 +68,11 @@ func TestAnUnknownMachineWaitsAndRefusesWhatIsNotRight(t *testing.T) {
 		t.Errorf("nodes: %+v, want the new one", nodes)
 	}
 
-	restore := s.impostor()
 	s.rookery("node", "accept", mac(1), "--name", "n1", "--image", "debian12")
 	s.expect(vm.Console, "script: FAILED .*signature")
 	restore()
 	s.expect(vm.Console, "plan: FAILED .*too small")
-	tooSmall(t, s.until(1, failed), size)
+	tooSmall(t, s.retried(1, func(v fleet.View) bool { return v.Error != nil && v.Error.Step == wire.PhasePlan }), size)
 	if v, err := s.server.Admin().Node(s.ctx, "n1"); err != nil || len(v.Boots) != 1 {
 		t.Errorf("n1 started %d times (%v), want once", len(v.Boots), err)
 	}
