@@ -18,6 +18,11 @@ func extract(ctx context.Context, pieces *transport.Pieces, index *image.Index, 
 	var pool sync.WaitGroup
 	for range workers {
 		pool.Go(func() {
+			defer func() { // as in a step: the machine has to end in a known state
+				if p := recover(); p != nil {
+					cancel(fmt.Errorf("panic: %v", p))
+				}
+			}()
 			var buf []byte
 			for n := range ready {
 				if ctx.Err() != nil {

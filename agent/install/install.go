@@ -385,7 +385,7 @@ func (r *run) stage() error {
 
 func (r *run) fixup(ctx context.Context) (string, error) {
 	did, err := r.Machine.Fixup(ctx, r.root, r.plan, r.Script.Identity)
-	return strings.Join(did, "; "), err
+	return fmt.Sprintf("%d done", len(did)), err
 }
 
 func (r *run) loader(ctx context.Context) (string, error) {

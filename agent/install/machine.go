@@ -84,8 +84,14 @@ func (c *Computer) Check(index *image.Index) error {
 	return loader.Check(c.Firmware, exists, index.Names("boot"))
 }
 
-// Partition writes the table, makes the filesystems and mounts them.
+// Partition writes the table, makes the filesystems and mounts them. Nothing is
+// written when one of them could not be mounted.
 func (c *Computer) Partition(ctx context.Context, plan disklayout.Plan) (string, error) {
+	for _, p := range plan.Mounts() {
+		if err := apply.Mountable(p.FS); err != nil {
+			return "", fmt.Errorf("partition %s: %w", p.Name, err)
+		}
+	}
 	attached, detach, err := apply.Attach(plan)
 	if err != nil {
 		return "", err

@@ -179,7 +179,7 @@ func bootOnce(ctx context.Context) (wire.Ending, error) {
 		},
 	}
 	if inv, err := a.inventory(); err == nil {
-		a.memory = max(32<<20, inv.Memory/8)
+		a.memory = min(max(32<<20, inv.Memory/8), 256<<20)
 	}
 	ending, err := a.live(ctx)
 	if err == nil && ending == wire.Reboot {

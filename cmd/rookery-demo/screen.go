@@ -63,7 +63,7 @@ func (s *screen) draw(rows []row, all bool) {
 		s.last = map[string]string{}
 	}
 	for _, r := range rows {
-		if all || s.last[r.name] != r.stage {
+		if all && r.stage != stepDone || s.last[r.name] != r.stage {
 			fmt.Fprintln(s.out, r)
 		}
 		s.last[r.name] = r.stage

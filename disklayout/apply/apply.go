@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,6 +67,26 @@ func nodes(ctx context.Context, plan disklayout.Plan) error {
 		}
 	}
 	return nil
+}
+
+// Mountable says whether the kernel knows a filesystem, which it may have to
+// load a module for.
+func Mountable(fs disklayout.FS) error {
+	known := func() (bool, error) {
+		b, err := os.ReadFile("/proc/filesystems")
+		return slices.Contains(strings.Fields(string(b)), string(fs)), err
+	}
+	ok, err := known()
+	if err == nil && !ok {
+		// The agent's initramfs has no modprobe and loaded all it has; elsewhere
+		// the answer is what is known afterwards.
+		_ = Host(context.Background(), "modprobe", string(fs))
+		ok, err = known()
+	}
+	if err == nil && !ok {
+		err = fmt.Errorf("the kernel knows no %s: is its module loaded?", fs)
+	}
+	return err
 }
 
 // Mount mounts the filesystems of plan below root, upper ones first, making

@@ -333,3 +333,13 @@ func TestChroot(t *testing.T) {
 		t.Fatalf("made in the chroot: %q, %v", b, err)
 	}
 }
+
+func TestMountable(t *testing.T) {
+	if err := Mountable(disklayout.Ext4); err != nil {
+		t.Errorf("ext4: %v", err)
+	}
+	err := Mountable("nosuchfs")
+	if err == nil || !strings.Contains(err.Error(), "knows no nosuchfs") {
+		t.Errorf("a filesystem that nobody wrote: %v", err)
+	}
+}
