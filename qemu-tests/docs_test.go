@@ -63,7 +63,9 @@ func yamlRecords(t *testing.T, file string) string {
 func TestFirstSiteAsItIsWritten(t *testing.T) {
 	const doc = "../docs/first-site.md"
 	s := begin(t, 8*time.Minute, "")
-	site := reader{site: s, home: filepath.Join(s.dir, "home")}
+	home, err := filepath.Abs(filepath.Join(s.dir, "home"))
+	s.must(err)
+	site := reader{site: s, home: home}
 	site.prepare(yamlRecords(t, doc))
 
 	var vm *lab.VM
