@@ -28,30 +28,33 @@ func NewConsole() *Console { return &Console{more: make(chan struct{})} }
 // ErrNotSeen is a console's answer when the wanted text did not come.
 var ErrNotSeen = errors.New("not seen")
 
-// Expect waits until pattern (see regexp/syntax) is on the console after
-// everything matched before, and returns the match and its groups. The error
-// has the console's last lines.
+// Expect waits until pattern (see regexp/syntax) is on one line of the console,
+// after everything matched before, and returns the match and its groups. The
+// error has the console's last lines.
 func (c *Console) Expect(ctx context.Context, pattern string) ([]string, error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
 		return nil, err
 	}
+	c.mu.Lock()
+	from := c.read
+	c.mu.Unlock()
 	for {
 		c.mu.Lock()
 		// The tail without a newline counts: a login prompt has none.
-		if m := re.FindSubmatchIndex(c.text[c.read:]); m != nil {
-			var groups []string
-			for i := 0; i < len(m); i += 2 {
-				if m[i] < 0 {
-					groups = append(groups, "")
-					continue
+		if m := re.FindSubmatchIndex(c.text[from:]); m != nil {
+			groups := make([]string, len(m)/2)
+			for i := range groups {
+				if start, end := m[2*i], m[2*i+1]; start >= 0 {
+					groups[i] = string(c.text[from+start : from+end])
 				}
-				groups = append(groups, string(c.text[c.read+m[i]:c.read+m[i+1]]))
 			}
-			c.read += m[1]
+			c.read = from + m[1]
 			c.mu.Unlock()
 			return groups, nil
 		}
+		// Characters come one by one: only the last line can still match.
+		from += bytes.LastIndexByte(c.text[from:], '\n') + 1
 		more, ended := c.more, c.ended
 		c.mu.Unlock()
 		if ended != nil {
