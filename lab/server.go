@@ -49,11 +49,14 @@ func (s *Server) Run(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, s.Program, append([]string{"--state", s.State}, args...)...)
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return out.String(), fmt.Errorf("rookery %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(complaints.String()))
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else if err != nil {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(complaints.String()))
+	}
+	if err != nil {
+		return out.String(), fmt.Errorf("rookery %s: %w", strings.Join(args, " "), err)
 	}
 	return out.String(), nil
 }

@@ -59,8 +59,7 @@ func (n *Network) Plug(v *VM) error {
 
 func (v *VM) path(file string) string { return filepath.Join(v.Dir, file) }
 
-// args is QEMU's command line. Boot order, firmware and ROMs are what
-// facts of the boot chain say works; each strange one has its reason.
+// args is QEMU's command line. Each strange argument has its reason beside it.
 func (v *VM) args(accel string, setup bool) []string {
 	cpu := "max" // has RDRAND: without it the kernel's random numbers take a second
 	if accel == "kvm" {
