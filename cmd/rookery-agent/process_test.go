@@ -58,6 +58,7 @@ type site struct {
 	sealed  []byte // what /v1/script answers; nil: the right one
 	served  int64  // bytes of layers
 	events  []wire.Event
+	more    chan struct{}                    // closed at the next events
 	refuse  int                              // requests with events to be answered with 503
 	corrupt func(b []byte, off int64) []byte // bytes of layers on their way
 }
@@ -69,7 +70,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{key: key, file: filepath.Join(dir, "site.json")}
+	s := &site{key: key, more: make(chan struct{}), file: filepath.Join(dir, "site.json")}
 	b, _ := json.Marshal(wire.Site{Key: public})
 	if err := os.WriteFile(s.file, b, 0o600); err != nil {
 		t.Fatal(err)
@@ -182,6 +183,8 @@ func (s *site) take(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.events = append(s.events, events...)
+	close(s.more)
+	s.more = make(chan struct{})
 	w.WriteHeader(http.StatusNoContent)
 }
 
@@ -385,16 +388,23 @@ func TestRunRefusesAForeignScript(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	failed := func(says string) bool {
+	failed := func(says string) (bool, <-chan struct{}) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return slices.ContainsFunc(s.events, func(e wire.Event) bool {
 			return e.Phase == wire.PhaseScript && e.State == wire.Failed && strings.Contains(e.Text, says)
-		})
+		}), s.more
 	}
 	hears := func(says string) {
-		for deadline := time.Now().Add(time.Minute); !failed(says); time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
+		limit := time.After(time.Minute)
+		for {
+			heard, more := failed(says)
+			if heard {
+				return
+			}
+			select {
+			case <-more:
+			case <-limit:
 				t.Fatalf("the server never heard of %q\n%s", says, out)
 			}
 		}

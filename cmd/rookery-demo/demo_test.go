@@ -98,6 +98,15 @@ func TestScreen(t *testing.T) {
 		t.Errorf("without a terminal %d lines, want 3:\n%s", got, out.String())
 	}
 
+	// What is done is told once.
+	out.Reset()
+	done := row{name: "a", stage: stepDone}
+	s.draw([]row{done, b}, true)
+	s.draw([]row{done, b}, true)
+	if got := strings.Count(out.String(), stepDone); got != 1 {
+		t.Errorf("done is told %d times, want once:\n%s", got, out.String())
+	}
+
 	out.Reset()
 	s = &screen{out: &out, width: func() int { return 8 }}
 	s.draw([]row{a, b}, true)

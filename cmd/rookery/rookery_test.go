@@ -362,3 +362,16 @@ func TestServeIsKilledAndGoesOn(t *testing.T) {
 		t.Errorf("a server that ended leaves its socket: %v", err)
 	}
 }
+
+// A mistyped directory does not become a site of its own.
+func TestCommandsDoNotMakeAStateDirectory(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "typo")
+	for _, args := range [][]string{{"node", "list"}, {"events"}, {"plan", "n1"}, {"apply", "-f", file(t, "n.yaml", "kind: Defaults\n")}} {
+		if _, err := run(t, state, args...); err == nil || !strings.Contains(err.Error(), "state directory: stat "+state) {
+			t.Errorf("rookery %s: %v, want the directory named", strings.Join(args, " "), err)
+		}
+		if _, err := os.Stat(state); err == nil {
+			t.Fatalf("rookery %s made %s", strings.Join(args, " "), state)
+		}
+	}
+}

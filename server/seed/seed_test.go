@@ -87,3 +87,27 @@ func TestADamagedImageDoesNotKeepTheOthersOut(t *testing.T) {
 		t.Error("an image that was asked for is not offered")
 	}
 }
+
+// Pieces of anything else than the layer would have every node ban the server.
+func TestATorrentOfSomethingElseIsNotOffered(t *testing.T) {
+	images, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	images.Torrent = func(_ io.Reader, _ int64, d wire.Digest) ([]byte, error) {
+		return transport.NewTorrent(strings.NewReader("other"), int64(len("other")), d)
+	}
+	v := publish(t, images, "wrong:1")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	s := &seed.Seeder{Store: images, Peer: swarm.NewPeer(ln, slog.New(slog.DiscardHandler))}
+	if _, err := s.Image("wrong"); err == nil || !strings.Contains(err.Error(), "torrent is of 5 bytes") {
+		t.Errorf("Image: %v, want both sizes", err)
+	}
+	if s.Known(infohash(t, images, v.Layers[0].Torrent)) {
+		t.Error("the torrent is offered")
+	}
+}
