@@ -6,41 +6,23 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/vishvananda/netlink"
-)
 
-// inside marks the test binary's second life, in a network of its own.
-const inside = "ROOKERY_NETUP_INSIDE"
+	"rookery/netnstest"
+)
 
 // TestKernel runs the real thing against a real DHCP server over a veth pair,
 // in a network namespace that needs no privileges.
 func TestKernel(t *testing.T) {
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestKernel$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		}
-		out, err := cmd.CombinedOutput()
-		if _, started := err.(*exec.ExitError); err != nil && !started {
-			t.Skipf("no user namespace here (%v): allow kernel.unprivileged_userns_clone, or run as root", err)
-		}
-		if err != nil {
-			t.Fatalf("in the namespace: %v\n%s", err, out)
-		}
-		t.Logf("%s", out)
+	if !netnstest.Inside(t) {
 		return
 	}
 

@@ -20,12 +20,10 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"rookery/boot/netboot"
+	"rookery/netnstest"
 	"rookery/server/dhcpd"
 	"rookery/server/dhcpd/dhcpdtest"
 )
-
-// inside marks the test binary's second life, in a network of its own.
-const inside = "ROOKERY_DHCPD_INSIDE"
 
 // TestRealClients has Debian's DHCP clients take addresses over a veth pair, in
 // network namespaces that need no privileges.
@@ -35,21 +33,7 @@ func TestRealClients(t *testing.T) {
 			t.Skipf("%v: install udhcpc, isc-dhcp-client and util-linux", err)
 		}
 	}
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestRealClients$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		}
-		out, err := cmd.CombinedOutput()
-		if _, ran := err.(*exec.ExitError); err != nil && !ran {
-			t.Skipf("no user namespace here (%v): allow kernel.unprivileged_userns_clone, or run as root", err)
-		}
-		if err != nil {
-			t.Fatalf("in the namespace: %v\n%s", err, out)
-		}
+	if !netnstest.Inside(t) {
 		return
 	}
 

@@ -7,13 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/ipv6"
+
+	"rookery/netnstest"
 )
 
 var (
@@ -77,26 +77,10 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-const inside = "ROOKERY_RADVD_INSIDE"
-
 // TestWire solicits over a veth pair, in a network namespace that needs no
 // privileges.
 func TestWire(t *testing.T) {
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestWire$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		}
-		out, err := cmd.CombinedOutput()
-		if _, ran := err.(*exec.ExitError); err != nil && !ran {
-			t.Skipf("no user namespace here (%v): allow kernel.unprivileged_userns_clone, or run as root", err)
-		}
-		if err != nil {
-			t.Fatalf("in the namespace: %v\n%s", err, out)
-		}
+	if !netnstest.Inside(t) {
 		return
 	}
 	// Without it an address can be used only when nobody objected for a second.
