@@ -16,7 +16,7 @@ import (
 
 	"rookery/disklayout"
 	"rookery/image"
-	"rookery/image/store"
+	"rookery/image/oci"
 	"rookery/transport"
 	"rookery/wire"
 )
@@ -91,7 +91,7 @@ type run struct {
 	plan   disklayout.Plan
 	room   int64
 	root   string
-	layer  store.Layer
+	layer  oci.Layer
 	pieces *transport.Pieces
 	spool  *spool
 	index  *image.Index
@@ -233,11 +233,11 @@ func fits(plain, staging, room int64) error {
 
 // image follows the digests from the script to the torrent.
 func (r *run) image(ctx context.Context) (transport.Info, error) {
-	manifest, err := r.get(ctx, wire.PathManifests, r.Script.Image.Manifest, store.MaxManifest)
+	manifest, err := r.get(ctx, wire.PathManifests, r.Script.Image.Manifest, oci.MaxManifest)
 	if err != nil {
 		return transport.Info{}, fmt.Errorf("manifest: %w", err)
 	}
-	layers, err := store.ParseManifest(manifest)
+	_, layers, err := oci.ParseManifest(manifest)
 	if err != nil {
 		return transport.Info{}, fmt.Errorf("manifest: %w", err)
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rookery/image"
+	"rookery/image/oci"
 	"rookery/wire"
 )
 
@@ -46,7 +47,7 @@ type Version struct {
 	Manifest wire.Digest
 	Size     int64 // of the layers, bytes
 	Created  time.Time
-	Layers   []Layer
+	Layers   []oci.Layer
 }
 
 // A Config is what the publisher says about a version. It is part of what the
@@ -92,7 +93,7 @@ func (s *Store) init() error {
 	}
 	defer unlock()
 	if _, err := os.Stat(s.path("index.json")); errors.Is(err, fs.ErrNotExist) {
-		if err := s.writeIndex(layoutIndex{SchemaVersion: 2, MediaType: typeIndex, Manifests: []content{}}); err != nil {
+		if err := s.writeIndex(oci.Index{SchemaVersion: 2, MediaType: oci.TypeIndex, Manifests: []oci.Content{}}); err != nil {
 			return err
 		}
 	}
@@ -133,7 +134,7 @@ func (s *Store) readBlob(d wire.Digest) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := readBounded(f)
+	b, err := oci.ReadBounded(f)
 	if err == nil {
 		err = d.Verify(b)
 	}
@@ -151,7 +152,7 @@ func (s *Store) List() ([]Version, error) {
 	}
 	var versions []Version
 	for _, c := range x.Manifests {
-		if name := c.Annotations[keyRefName]; name == "" || strings.HasSuffix(name, ":"+latest) {
+		if name := c.Annotations[oci.KeyRefName]; name == "" || strings.HasSuffix(name, ":"+latest) {
 			continue
 		}
 		v, err := s.version(c)
@@ -174,19 +175,19 @@ func (s *Store) Resolve(name string) (Version, error) {
 	if err != nil {
 		return Version{}, err
 	}
-	c := x.find(repo + ":" + tag)
+	c := find(x, repo+":"+tag)
 	if c == nil {
 		return Version{}, fmt.Errorf("image %q: %w", name, ErrNotFound)
 	}
-	if own := x.find(c.Annotations[keyVersion]); own != nil {
+	if own := find(x, c.Annotations[oci.KeyVersion]); own != nil {
 		c = own
 	}
 	return s.version(*c)
 }
 
-func (x layoutIndex) find(name string) *content {
+func find(x oci.Index, name string) *oci.Content {
 	for i := range x.Manifests {
-		if name != "" && x.Manifests[i].Annotations[keyRefName] == name {
+		if name != "" && x.Manifests[i].Annotations[oci.KeyRefName] == name {
 			return &x.Manifests[i]
 		}
 	}
@@ -194,13 +195,13 @@ func (x layoutIndex) find(name string) *content {
 }
 
 // version reads what c, an entry of index.json, stands for.
-func (s *Store) version(c content) (Version, error) {
-	v := Version{Name: c.Annotations[keyRefName], Manifest: c.Digest}
+func (s *Store) version(c oci.Content) (Version, error) {
+	v := Version{Name: c.Annotations[oci.KeyRefName], Manifest: c.Digest}
 	b, err := s.readBlob(c.Digest)
 	if err != nil {
 		return v, fmt.Errorf("image %q: %w", v.Name, err)
 	}
-	m, layers, err := parseManifest(b)
+	m, layers, err := oci.ParseManifest(b)
 	if err != nil {
 		return v, fmt.Errorf("image %q: %w", v.Name, err)
 	}
@@ -208,7 +209,7 @@ func (s *Store) version(c content) (Version, error) {
 	if b, err = s.readBlob(m.Config.Digest); err != nil {
 		return v, fmt.Errorf("image %q: config: %w", v.Name, err)
 	}
-	var cfg config
+	var cfg oci.Config
 	if err := json.Unmarshal(b, &cfg); err != nil {
 		return v, fmt.Errorf("image %q: config: %w", v.Name, err)
 	}
@@ -273,7 +274,7 @@ func (s *Store) publish(name string, layer func(io.Writer) (image.Descriptor, er
 	if err != nil {
 		return Version{}, err
 	}
-	if c := x.find(name); c != nil {
+	if c := find(x, name); c != nil {
 		old, err := s.version(*c)
 		if err != nil {
 			return Version{}, err
@@ -284,7 +285,7 @@ func (s *Store) publish(name string, layer func(io.Writer) (image.Descriptor, er
 		}
 		return old, nil
 	}
-	l := Layer{Descriptor: d}
+	l := oci.Layer{Descriptor: d}
 	if l.Torrent, err = s.addTorrent(d); err != nil {
 		return Version{}, fmt.Errorf("torrent: %w", err)
 	}
@@ -292,10 +293,10 @@ func (s *Store) publish(name string, layer func(io.Writer) (image.Descriptor, er
 }
 
 // dropUnused removes a layer that no version has.
-func (s *Store) dropUnused(x layoutIndex, d wire.Digest) {
+func (s *Store) dropUnused(x oci.Index, d wire.Digest) {
 	for _, c := range x.Manifests {
 		v, err := s.version(c)
-		if err != nil || slices.ContainsFunc(v.Layers, func(l Layer) bool { return l.Digest == d }) {
+		if err != nil || slices.ContainsFunc(v.Layers, func(l oci.Layer) bool { return l.Digest == d }) {
 			return // rather too much than too little is kept
 		}
 	}
@@ -344,7 +345,7 @@ func (s *Store) addTorrent(d image.Descriptor) (wire.Digest, error) {
 	return s.addBlob(b)
 }
 
-func (s *Store) addVersion(x layoutIndex, name string, l Layer, cfg Config) (Version, error) {
+func (s *Store) addVersion(x oci.Index, name string, l oci.Layer, cfg Config) (Version, error) {
 	if cfg.Created.IsZero() {
 		cfg.Created = time.Now()
 	}
@@ -352,31 +353,31 @@ func (s *Store) addVersion(x layoutIndex, name string, l Layer, cfg Config) (Ver
 	if cfg.Architecture == "" {
 		cfg.Architecture = runtime.GOARCH
 	}
-	c := config{
+	c := oci.Config{
 		Created: created, Architecture: cfg.Architecture, OS: "linux",
-		History: []history{{Created: created, CreatedBy: "rookery", Comment: cfg.Comment}},
+		History: []oci.History{{Created: created, CreatedBy: "rookery", Comment: cfg.Comment}},
 	}
 	c.RootFS.Type = "layers"
 	c.RootFS.DiffIDs = []wire.Digest{l.DiffID}
-	configContent, err := s.addJSON(typeConfig, c)
+	configContent, err := s.addJSON(oci.TypeConfig, c)
 	if err != nil {
 		return Version{}, err
 	}
 	stamp := created.Format(time.RFC3339)
-	entry, err := s.addJSON(typeManifest, manifest{
-		SchemaVersion: 2, MediaType: typeManifest,
-		Config: configContent, Layers: []content{l.content()},
-		Annotations: map[string]string{keyCreated: stamp},
+	entry, err := s.addJSON(oci.TypeManifest, oci.Manifest{
+		SchemaVersion: 2, MediaType: oci.TypeManifest,
+		Config: configContent, Layers: []oci.Content{l.Content()},
+		Annotations: map[string]string{oci.KeyCreated: stamp},
 	})
 	if err != nil {
 		return Version{}, err
 	}
-	entry.Annotations = map[string]string{keyRefName: name, keyCreated: stamp}
+	entry.Annotations = map[string]string{oci.KeyRefName: name, oci.KeyCreated: stamp}
 	repo, _, _ := strings.Cut(name, ":")
 	alias := entry
-	alias.Annotations = map[string]string{keyRefName: repo + ":" + latest, keyCreated: stamp, keyVersion: name}
-	x.Manifests = slices.DeleteFunc(x.Manifests, func(c content) bool {
-		return c.Annotations[keyRefName] == alias.Annotations[keyRefName]
+	alias.Annotations = map[string]string{oci.KeyRefName: repo + ":" + latest, oci.KeyCreated: stamp, oci.KeyVersion: name}
+	x.Manifests = slices.DeleteFunc(x.Manifests, func(c oci.Content) bool {
+		return c.Annotations[oci.KeyRefName] == alias.Annotations[oci.KeyRefName]
 	})
 	x.Manifests = append(x.Manifests, entry, alias)
 	if err := s.writeIndex(x); err != nil {
@@ -385,13 +386,13 @@ func (s *Store) addVersion(x layoutIndex, name string, l Layer, cfg Config) (Ver
 	return s.version(entry)
 }
 
-func (s *Store) addJSON(mediaType string, v any) (content, error) {
+func (s *Store) addJSON(mediaType string, v any) (oci.Content, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return content{}, err
+		return oci.Content{}, err
 	}
 	d, err := s.addBlob(b)
-	return content{MediaType: mediaType, Digest: d, Size: int64(len(b))}, err
+	return oci.Content{MediaType: mediaType, Digest: d, Size: int64(len(b))}, err
 }
 
 func (s *Store) addBlob(b []byte) (wire.Digest, error) {
@@ -402,13 +403,13 @@ func (s *Store) addBlob(b []byte) (wire.Digest, error) {
 	})
 }
 
-func (s *Store) readIndex() (x layoutIndex, err error) {
+func (s *Store) readIndex() (x oci.Index, err error) {
 	f, err := os.Open(s.path("index.json"))
 	if err != nil {
 		return x, err
 	}
 	defer f.Close()
-	b, err := readBounded(f)
+	b, err := oci.ReadBounded(f)
 	if err == nil {
 		err = json.Unmarshal(b, &x)
 	}
@@ -421,7 +422,7 @@ func (s *Store) readIndex() (x layoutIndex, err error) {
 	return x, nil
 }
 
-func (s *Store) writeIndex(x layoutIndex) error {
+func (s *Store) writeIndex(x oci.Index) error {
 	b, err := json.Marshal(x)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"rookery/image"
 	"rookery/image/imagetest"
+	"rookery/image/oci"
 	"rookery/image/store"
 	"rookery/wire"
 )
@@ -84,7 +85,7 @@ func TestPublish(t *testing.T) {
 	}
 
 	// What the agent reads is what the store has, but for the diff ID.
-	layers, err := store.ParseManifest(readBlob(t, s, v.Manifest))
+	_, layers, err := oci.ParseManifest(readBlob(t, s, v.Manifest))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,18 +331,18 @@ func TestParseManifest(t *testing.T) {
 		{"media type", "layer.v1.tar+zstd", "layer.v1.tar+gzip", "want application/vnd.oci.image.layer.v1.tar+zstd"},
 		{"not a manifest", "manifest.v1+json", "index.v1+json", "manifest: is"},
 		{"version", `"schemaVersion":2`, `"schemaVersion":1`, "version 1"},
-		{"no layers", `"layers":[`, `"layers":[],"x":[`, "image has 0 layers, this version reads 1"},
-		{"two layers", `"layers":[`, `"layers":[{},`, "image has 2 layers, this version reads 1"},
+		{"no layers", `"layers":[`, `"layers":[],"x":[`, "image has 0 layers, want 1 to 128"},
+		{"two layers", `"layers":[`, `"layers":[{},`, "layer 0: is \"\""},
 		{"no JSON", "{", "", "manifest:"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bad := strings.Replace(good, tt.old, tt.new, 1)
-			if _, err := store.ParseManifest([]byte(bad)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, _, err := oci.ParseManifest([]byte(bad)); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("%v, want %q in\n%s", err, tt.want, bad)
 			}
 		})
 	}
-	if _, err := store.ParseManifest(bytes.Repeat([]byte(" "), store.MaxManifest+1)); err == nil {
+	if _, _, err := oci.ParseManifest(bytes.Repeat([]byte(" "), oci.MaxManifest+1)); err == nil {
 		t.Fatal("took a manifest without bound")
 	}
 }
@@ -379,7 +380,7 @@ func FuzzParseManifest(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte(`{}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		layers, err := store.ParseManifest(b)
+		_, layers, err := oci.ParseManifest(b)
 		if err != nil {
 			return
 		}

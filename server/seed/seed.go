@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"rookery/image/oci"
 	"rookery/image/store"
 	"rookery/transport"
 	"rookery/transport/swarm"
@@ -74,7 +75,7 @@ func (s *Seeder) offer(v store.Version) error {
 	return nil
 }
 
-func (s *Seeder) open(l store.Layer) error {
+func (s *Seeder) open(l oci.Layer) error {
 	torrent, _, err := s.Store.Blob(l.Torrent)
 	if err != nil {
 		return fmt.Errorf("torrent: %w", err)

@@ -1,4 +1,6 @@
-package store
+// Package oci is what image-spec v1.1 says of a version: manifest, config and
+// the index of a layout, with the annotations that Rookery adds.
+package oci
 
 import (
 	"encoding/json"
@@ -12,49 +14,55 @@ import (
 	"rookery/wire"
 )
 
-// Media types and annotations of image-spec v1.1, and our own annotations.
+// Media types of image-spec v1.1.
 const (
-	typeManifest = "application/vnd.oci.image.manifest.v1+json"
-	typeIndex    = "application/vnd.oci.image.index.v1+json"
-	typeConfig   = "application/vnd.oci.image.config.v1+json"
-	typeLayer    = "application/vnd.oci.image.layer.v1.tar+zstd"
+	TypeManifest = "application/vnd.oci.image.manifest.v1+json"
+	TypeIndex    = "application/vnd.oci.image.index.v1+json"
+	TypeConfig   = "application/vnd.oci.image.config.v1+json"
+	TypeLayer    = "application/vnd.oci.image.layer.v1.tar+zstd"
+)
 
-	keyRefName = "org.opencontainers.image.ref.name"
-	keyCreated = "org.opencontainers.image.created"
+// Annotations of image-spec v1.1, and our own.
+const (
+	KeyRefName = "org.opencontainers.image.ref.name"
+	KeyCreated = "org.opencontainers.image.created"
 
 	keyIndexOffset = "rookery.index.offset"
 	keyIndexSize   = "rookery.index.size"
 	keyIndexDigest = "rookery.index.digest"
 	keyTorrent     = "rookery.torrent"
-	keyVersion     = "rookery.version" // of NAME:latest: the version it means
+	KeyVersion     = "rookery.version" // of NAME:latest: the version it means
 )
 
 // MaxManifest bounds manifests, configs and index.json, in bytes.
 const MaxManifest = 4 << 20
 
-// A content is an OCI descriptor.
-type content struct {
+// A Content is an OCI descriptor.
+type Content struct {
 	MediaType   string            `json:"mediaType"`
 	Digest      wire.Digest       `json:"digest"`
 	Size        int64             `json:"size"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-type manifest struct {
+// A Manifest is an OCI image manifest.
+type Manifest struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	MediaType     string            `json:"mediaType"`
-	Config        content           `json:"config"`
-	Layers        []content         `json:"layers"`
+	Config        Content           `json:"config"`
+	Layers        []Content         `json:"layers"`
 	Annotations   map[string]string `json:"annotations,omitempty"`
 }
 
-type layoutIndex struct {
+// An Index is the index.json of an OCI layout.
+type Index struct {
 	SchemaVersion int       `json:"schemaVersion"`
 	MediaType     string    `json:"mediaType"`
-	Manifests     []content `json:"manifests"`
+	Manifests     []Content `json:"manifests"`
 }
 
-type config struct {
+// A Config is an OCI image config.
+type Config struct {
 	Created      time.Time `json:"created"`
 	Architecture string    `json:"architecture"`
 	OS           string    `json:"os"`
@@ -62,10 +70,11 @@ type config struct {
 		Type    string        `json:"type"`
 		DiffIDs []wire.Digest `json:"diff_ids"`
 	} `json:"rootfs"`
-	History []history `json:"history"`
+	History []History `json:"history"`
 }
 
-type history struct {
+// A History entry tells how a layer came to be.
+type History struct {
 	Created   time.Time `json:"created"`
 	CreatedBy string    `json:"created_by"`
 	Comment   string    `json:"comment,omitempty"`
@@ -77,8 +86,9 @@ type Layer struct {
 	Torrent wire.Digest // of the metainfo file; "" when it has none
 }
 
-func (l Layer) content() content {
-	c := content{MediaType: typeLayer, Digest: l.Digest, Size: l.Size, Annotations: map[string]string{
+// Content is the descriptor that a manifest has of l.
+func (l Layer) Content() Content {
+	c := Content{MediaType: TypeLayer, Digest: l.Digest, Size: l.Size, Annotations: map[string]string{
 		keyIndexOffset: strconv.FormatInt(l.IndexOffset, 10),
 		keyIndexSize:   strconv.FormatInt(l.IndexSize, 10),
 		keyIndexDigest: string(l.IndexDigest),
@@ -89,25 +99,24 @@ func (l Layer) content() content {
 	return c
 }
 
-// ParseManifest reads the layers off a manifest: their place of the index and
-// their torrent are in its annotations. DiffID is not: the config has it.
-func ParseManifest(b []byte) ([]Layer, error) {
-	_, layers, err := parseManifest(b)
-	return layers, err
-}
+// MaxLayers bounds the layers of a version: what overlayfs stacks.
+const MaxLayers = 128
 
-func parseManifest(b []byte) (m manifest, layers []Layer, err error) {
+// ParseManifest reads a manifest and its layers, lowest first: their place of
+// the index and their torrent are in its annotations. DiffID is not: the config
+// has it.
+func ParseManifest(b []byte) (m Manifest, layers []Layer, err error) {
 	if len(b) > MaxManifest {
 		return m, nil, fmt.Errorf("manifest: %d bytes, at most %d are read", len(b), MaxManifest)
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
 		return m, nil, fmt.Errorf("manifest: %w", err)
 	}
-	if m.SchemaVersion != 2 || m.MediaType != typeManifest {
+	if m.SchemaVersion != 2 || m.MediaType != TypeManifest {
 		return m, nil, fmt.Errorf("manifest: is %.80q, version %d", m.MediaType, m.SchemaVersion)
 	}
-	if len(m.Layers) != 1 {
-		return m, nil, fmt.Errorf("manifest: image has %d layers, this version reads 1", len(m.Layers))
+	if len(m.Layers) < 1 || len(m.Layers) > MaxLayers {
+		return m, nil, fmt.Errorf("manifest: image has %d layers, want 1 to %d", len(m.Layers), MaxLayers)
 	}
 	for i, c := range m.Layers {
 		l, err := c.layer()
@@ -119,9 +128,9 @@ func parseManifest(b []byte) (m manifest, layers []Layer, err error) {
 	return m, layers, nil
 }
 
-func (c content) layer() (l Layer, err error) {
-	if c.MediaType != typeLayer {
-		return l, fmt.Errorf("is %.80q, want %s", c.MediaType, typeLayer)
+func (c Content) layer() (l Layer, err error) {
+	if c.MediaType != TypeLayer {
+		return l, fmt.Errorf("is %.80q, want %s", c.MediaType, TypeLayer)
 	}
 	l.Digest, l.Size = c.Digest, c.Size
 	if l.IndexOffset, err = number(c.Annotations, keyIndexOffset); err != nil {
@@ -155,8 +164,8 @@ func number(annotations map[string]string, key string) (int64, error) {
 	return v, nil
 }
 
-// readBounded reads all of r, which is to be small.
-func readBounded(r io.Reader) ([]byte, error) {
+// ReadBounded reads all of r, which is to have at most MaxManifest bytes.
+func ReadBounded(r io.Reader) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, MaxManifest+1))
 	if err == nil && len(b) > MaxManifest {
 		err = errors.New("too large")
