@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"sync"
@@ -28,21 +29,26 @@ type Options struct {
 // Skipped is how much an unprivileged extraction left out.
 type Skipped struct{ Owners, Devices, Xattrs int64 }
 
-// An Extractor writes the frames of one layer to their files. Its methods may
+// An Extractor writes the frames of a stack of layers to their files. Its methods may
 // be called from any goroutine.
 type Extractor struct {
 	root  *os.File
-	index *Index
-	files []int // entries with content, in stream order
+	view  *View
 	opts  Options
 	dec   *zstd.Decoder
 	plain sync.Pool // *[]byte for one frame's plain bytes
 
-	frames []frameState
+	layers []layerState
 	mu     sync.Mutex
 	begun  map[int]bool // entries with content in several frames, once they are made
 
 	owners, devices, xattrs atomic.Int64
+}
+
+type layerState struct {
+	files  []int // entries with content, in the order of the stream
+	needed []int
+	frames []frameState
 }
 
 type frameState struct {
@@ -54,10 +60,7 @@ type frameState struct {
 // symlinks, devices, empty files. What lies there under the same names is
 // replaced, except for directories, which stay. Until Finish, directories
 // belong to the caller and are closed to all others.
-func NewExtractor(dir string, index *Index, opts Options) (*Extractor, error) {
-	if err := index.check(); err != nil { // it may not come from ParseIndex
-		return nil, fmt.Errorf("extract: %w", err)
-	}
+func NewExtractor(dir string, view *View, opts Options) (*Extractor, error) {
 	dec, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)),
 		zstd.WithDecodeAllCapLimit(true),
@@ -71,9 +74,12 @@ func NewExtractor(dir string, index *Index, opts Options) (*Extractor, error) {
 		return nil, fmt.Errorf("extract: %w", err)
 	}
 	x := &Extractor{
-		root: root, index: index, files: index.files(), opts: opts, dec: dec,
-		frames: make([]frameState, len(index.Frames)),
+		root: root, view: view, opts: opts, dec: dec,
+		layers: make([]layerState, len(view.Layers)),
 		begun:  make(map[int]bool),
+	}
+	for n, index := range view.Layers {
+		x.layers[n] = layerState{view.files(n), view.Needed(n), make([]frameState, len(index.Frames))}
 	}
 	if err := x.skeleton(); err != nil {
 		x.Close()
@@ -99,8 +105,8 @@ func (x *Extractor) below() *below { return newBelow(int(x.root.Fd())) }
 func (x *Extractor) skeleton() error {
 	b := x.below()
 	defer b.close()
-	for i := range x.index.Entries {
-		e := &x.index.Entries[i]
+	for i := range x.view.Entries {
+		e := &x.view.Entries[i]
 		if e.Path == "." || e.Type == Hardlink || e.Size > 0 {
 			continue
 		}
@@ -213,27 +219,35 @@ func (x *Extractor) seal(dir int, name string, e *Entry) error {
 	return nil
 }
 
-// Frame verifies the n-th frame, decompresses it and writes it to its files.
-// Frames may come in any order and twice; a frame that failed may come again.
-func (x *Extractor) Frame(n int, compressed []byte) error {
-	if n < 0 || n >= len(x.frames) {
-		return fmt.Errorf("frame %d: layer has %d", n, len(x.frames))
+// Frame verifies the n-th frame of a layer, decompresses it and writes it to
+// its files. Frames may come in any order and twice; a frame that failed may
+// come again. Frames that the view does not need are left alone.
+func (x *Extractor) Frame(layer, n int, compressed []byte) error {
+	if layer < 0 || layer >= len(x.layers) {
+		return fmt.Errorf("layer %d: there are %d", layer, len(x.layers))
 	}
-	s := &x.frames[n]
+	l := &x.layers[layer]
+	if n < 0 || n >= len(l.frames) {
+		return fmt.Errorf("layer %d: frame %d: layer has %d", layer, n, len(l.frames))
+	}
+	if _, needed := slices.BinarySearch(l.needed, n); !needed {
+		return nil
+	}
+	s := &l.frames[n]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.done {
 		return nil
 	}
-	if err := x.frame(n, compressed); err != nil {
-		return fmt.Errorf("frame %d: %w", n, err)
+	f := &x.view.Layers[layer].Frames[n]
+	if err := x.frame(l, f, compressed); err != nil {
+		return fmt.Errorf("layer %d: frame %d at %d+%d: %w", layer, n, f.Offset, f.Size, err)
 	}
 	s.done = true
 	return nil
 }
 
-func (x *Extractor) frame(n int, compressed []byte) error {
-	f := &x.index.Frames[n]
+func (x *Extractor) frame(l *layerState, f *Frame, compressed []byte) error {
 	if int64(len(compressed)) != f.Size {
 		return fmt.Errorf("has %d bytes, want %d", len(compressed), f.Size)
 	}
@@ -258,12 +272,12 @@ func (x *Extractor) frame(n int, compressed []byte) error {
 	b := x.below()
 	defer b.close()
 	end := f.Plain + f.PlainSize
-	first := sort.Search(len(x.files), func(i int) bool {
-		e := &x.index.Entries[x.files[i]]
+	first := sort.Search(len(l.files), func(i int) bool {
+		e := &x.view.Entries[l.files[i]]
 		return e.Offset+e.Size > f.Plain
 	})
-	for _, i := range x.files[first:] {
-		e := &x.index.Entries[i]
+	for _, i := range l.files[first:] {
+		e := &x.view.Entries[i]
 		if e.Offset >= end {
 			break
 		}
@@ -277,7 +291,7 @@ func (x *Extractor) frame(n int, compressed []byte) error {
 
 // write writes the part of the i-th entry's content that begins at off.
 func (x *Extractor) write(b *below, i int, off int64, part []byte) error {
-	e := &x.index.Entries[i]
+	e := &x.view.Entries[i]
 	dir, name, err := b.parent(e.Path)
 	if err != nil {
 		return err
@@ -315,7 +329,7 @@ func (x *Extractor) part(dir int, name string, i int) (fd int, err error) {
 	if fd, err = create(dir, name); err != nil {
 		return -1, err
 	}
-	if err := unix.Ftruncate(fd, x.index.Entries[i].Size); err != nil {
+	if err := unix.Ftruncate(fd, x.view.Entries[i].Size); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -367,7 +381,7 @@ func (x *Extractor) Finish() error {
 	}
 	b := x.below()
 	defer b.close()
-	es := x.index.Entries
+	es := x.view.Entries
 	types := make(map[string]Type)
 	for i := range es {
 		e := &es[i]
@@ -428,38 +442,67 @@ func (x *Extractor) link(b *below, e *Entry) error {
 
 // missing says which frames have not come, or nil.
 func (x *Extractor) missing() error {
-	first, count := 0, 0
-	for n := range x.frames {
-		s := &x.frames[n]
-		s.mu.Lock()
-		done := s.done
-		s.mu.Unlock()
-		if !done {
-			if count == 0 {
-				first = n
+	missing, needed := 0, 0
+	first := ""
+	for layer := range x.layers {
+		l := &x.layers[layer]
+		needed += len(l.needed)
+		for _, n := range l.needed {
+			s := &l.frames[n]
+			s.mu.Lock()
+			done := s.done
+			s.mu.Unlock()
+			if done {
+				continue
 			}
-			count++
+			if missing++; missing == 1 {
+				f := x.view.Layers[layer].Frames[n]
+				first = fmt.Sprintf("frame %d at %d+%d of layer %d", n, f.Offset, f.Size, layer)
+			}
 		}
 	}
-	if count == 0 {
+	if missing == 0 {
 		return nil
 	}
-	f := x.index.Frames[first]
-	return fmt.Errorf("%d of %d frames are missing, the first is frame %d at %d+%d of the layer",
-		count, len(x.frames), first, f.Offset, f.Size)
+	return fmt.Errorf("%d of %d frames are missing, the first is %s", missing, needed, first)
 }
 
-// Extract extracts a layer that is there completely below dir, on all cores.
-func Extract(ctx context.Context, dir string, layer io.ReaderAt, d Descriptor, opts Options) (Skipped, error) {
-	index, err := ReadIndex(layer, d)
+// A Layer is a layer whose bytes are all there.
+type Layer struct {
+	Descriptor
+	Bytes io.ReaderAt
+}
+
+// ReadView reads the indexes of layers, the lowest first, and stacks them.
+func ReadView(layers ...Layer) (*View, error) {
+	indexes := make([]*Index, len(layers))
+	for n, l := range layers {
+		var err error
+		if indexes[n], err = ReadIndex(l.Bytes, l.Descriptor); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", n, err)
+		}
+	}
+	return Flatten(indexes...)
+}
+
+// Extract extracts a stack of layers, the lowest first, below dir, on all cores.
+func Extract(ctx context.Context, dir string, opts Options, layers ...Layer) (Skipped, error) {
+	view, err := ReadView(layers...)
 	if err != nil {
 		return Skipped{}, err
 	}
-	x, err := NewExtractor(dir, index, opts)
+	x, err := NewExtractor(dir, view, opts)
 	if err != nil {
 		return Skipped{}, err
 	}
 	defer x.Close()
+	type job struct{ layer, frame int }
+	var jobs []job
+	for layer := range layers {
+		for _, n := range x.layers[layer].needed {
+			jobs = append(jobs, job{layer, n})
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
@@ -468,17 +511,18 @@ func Extract(ctx context.Context, dir string, layer io.ReaderAt, d Descriptor, o
 		workers.Go(func() {
 			var b []byte
 			for ctx.Err() == nil {
-				n := int(next.Add(1)) - 1
-				if n >= len(index.Frames) {
+				i := int(next.Add(1)) - 1
+				if i >= len(jobs) {
 					return
 				}
-				f := &index.Frames[n]
-				b = append(b[:0], make([]byte, f.Size)...)
-				if n, err := layer.ReadAt(b, f.Offset); n < len(b) {
-					cancel(fmt.Errorf("layer at %d+%d: %w", f.Offset, f.Size, err))
+				j := jobs[i]
+				f := &view.Layers[j.layer].Frames[j.frame]
+				b = slices.Grow(b[:0], int(f.Size))[:f.Size]
+				if n, err := layers[j.layer].Bytes.ReadAt(b, f.Offset); n < len(b) {
+					cancel(fmt.Errorf("layer %d: frame %d at %d+%d: %w", j.layer, j.frame, f.Offset, f.Size, err))
 					return
 				}
-				if err := x.Frame(n, b); err != nil {
+				if err := x.Frame(j.layer, j.frame, b); err != nil {
 					cancel(err)
 					return
 				}

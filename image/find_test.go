@@ -8,7 +8,7 @@ import (
 )
 
 func TestFind(t *testing.T) {
-	x := image.Index{Entries: []image.Entry{
+	x := image.View{Entries: []image.Entry{
 		{Path: ".", Type: image.Dir},
 		{Path: "a", Type: image.Symlink, Link: "b"},
 		{Path: "b", Type: image.Symlink, Link: "a"},

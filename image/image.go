@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -34,13 +33,15 @@ type Entry struct {
 	Minor    uint32
 	Offset   int64    // Regular: where its content begins in the plain tar stream; Write sets it
 	SHA256   [32]byte // Regular: of its content; Write sets it
+	Layer    int      // in a View: which of its Layers the entry is of
 }
 
 // A Type is what an entry is.
 type Type byte
 
 // The types of entries. A Hardlink is a further name of an entry that comes
-// earlier; it has only a Path and a Link, all else is the other entry's.
+// earlier; it has only a Path and a Link, all else is the other entry's. A
+// Whiteout says that a Path of the layers below is gone, with all below it.
 const (
 	Dir Type = iota + 1
 	Regular
@@ -49,10 +50,11 @@ const (
 	Char
 	Block
 	Fifo
+	Whiteout
 )
 
 func (t Type) String() string {
-	names := []string{"directory", "file", "symlink", "hard link", "character device", "block device", "fifo"}
+	names := []string{"directory", "file", "symlink", "hard link", "character device", "block device", "fifo", "whiteout"}
 	if t < Dir || int(t) > len(names) {
 		return fmt.Sprintf("type %d", byte(t))
 	}
@@ -207,8 +209,8 @@ func (e *Entry) check(earlier map[string]Type) error {
 			return fmt.Errorf("lies below %q, a %s", parent, t)
 		}
 	}
-	if strings.HasPrefix(name, ".wh.") {
-		return errors.New("is an OCI whiteout, and the image has one layer")
+	if strings.HasPrefix(name, whiteoutPrefix) {
+		return errors.New("has the name of an OCI whiteout")
 	}
 	if e.Mode > 0o7777 {
 		return fmt.Errorf("mode %o", e.Mode)
@@ -217,14 +219,17 @@ func (e *Entry) check(earlier map[string]Type) error {
 		return fmt.Errorf("%s of size %d", e.Type, e.Size)
 	}
 	switch e.Type {
-	case Dir, Char, Block, Fifo:
-	case Regular:
+	case Dir, Char, Block, Fifo, Regular:
+	case Whiteout:
+		if e.Path == "." || len(name) > maxName-len(whiteoutPrefix) {
+			return fmt.Errorf("whiteout of %.80q, a name of %d bytes", name, len(name))
+		}
 	case Symlink:
 		if e.Link == "" || len(e.Link) > maxLink || strings.IndexByte(e.Link, 0) >= 0 {
 			return fmt.Errorf("symlink to %.80q (%d bytes)", e.Link, len(e.Link))
 		}
 	case Hardlink:
-		if t := earlier[e.Link]; t == 0 || t == Dir || t == Hardlink {
+		if t := earlier[e.Link]; t == 0 || t == Dir || t == Hardlink || t == Whiteout {
 			return fmt.Errorf("hard link to %.80q, which is no earlier file of the tree", e.Link)
 		}
 	default:
@@ -240,6 +245,10 @@ func (e *Entry) check(earlier map[string]Type) error {
 	}
 	return nil
 }
+
+// whiteoutPrefix begins the name that a whiteout has in the tar stream
+// (image-spec, layer.md).
+const whiteoutPrefix = ".wh."
 
 func (e *Entry) unknown() error { return fmt.Errorf("unknown %s", e.Type) }
 
@@ -275,84 +284,7 @@ func split(path string) (dir, name string) {
 	return path[:i], path[i+1:]
 }
 
-// maxLinks is how many symlinks one path may lead through, as in the kernel.
-const maxLinks = 40
-
-// Find is the entry that a clean relative path leads to. Symlinks are followed
-// as os.Root does, for which those with an absolute target lead nowhere.
-func (x *Index) Find(name string) (e Entry, ok bool) {
-	at, rest := ".", strings.Split(name, "/")
-	e, ok = x.entry(at)
-	for links := 0; ok && len(rest) > 0; {
-		switch next := rest[0]; next {
-		case "", ".":
-			rest = rest[1:]
-			continue
-		case "..":
-			if at == "." {
-				return Entry{}, false
-			}
-			at, _ = split(at)
-			rest = rest[1:]
-			e, ok = x.entry(at)
-			continue
-		}
-		beyond := path.Join(at, rest[0])
-		if e, ok = x.entry(beyond); !ok || e.Type != Symlink {
-			at, rest = beyond, rest[1:]
-			continue
-		}
-		if links++; links > maxLinks || path.IsAbs(e.Link) {
-			return Entry{}, false
-		}
-		rest = append(strings.Split(e.Link, "/"), rest[1:]...)
-		e, ok = x.entry(at)
-	}
-	return e, ok
-}
-
-// Names are the names in a directory, none when there is no such directory.
-func (x *Index) Names(dir string) (names []string) {
-	d, _ := x.Find(dir)
-	if d.Type != Dir {
-		return nil
-	}
-	first, _ := x.place(d.Path)
-	for i := first + 1; i < len(x.Entries); i++ {
-		p := x.Entries[i].Path
-		if parent, name := split(p); parent == d.Path {
-			names = append(names, name)
-		} else if d.Path != "." && !strings.HasPrefix(p, d.Path+"/") {
-			break
-		}
-	}
-	return names
-}
-
-// place is where the entry of exactly this path is, or would be, in Entries.
-func (x *Index) place(path string) (int, bool) {
-	return slices.BinarySearchFunc(x.Entries, path, func(e Entry, path string) int { return Compare(e.Path, path) })
-}
-
-func (x *Index) entry(path string) (Entry, bool) {
-	i, ok := x.place(path)
-	if !ok {
-		return Entry{}, false
-	}
-	return x.Entries[i], true
-}
-
-// files are the places in Entries of the files that have content, in the
-// order of the stream.
-func (x *Index) files() []int {
-	var files []int
-	for i := range x.Entries {
-		if x.Entries[i].Size > 0 {
-			files = append(files, i)
-		}
-	}
-	return files
-}
+func (x *Index) entry(path string) (Entry, bool) { return find(x.Entries, path) }
 
 // PlainSize is the length of the plain tar stream, in bytes.
 func (x *Index) PlainSize() int64 {
@@ -376,6 +308,8 @@ func sorted(entries []Entry) []Entry {
 		switch e.Type {
 		case Regular:
 			clean.Size = e.Size
+		case Whiteout:
+			clean = Entry{Path: e.Path, Type: e.Type}
 		case Symlink:
 			clean.Link = e.Link
 			clean.Mode = 0o777 // Linux knows no other

@@ -24,7 +24,7 @@ import (
 
 func extract(t *testing.T, dir string, layer []byte, d image.Descriptor) {
 	t.Helper()
-	if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), d, image.Options{}); err != nil {
+	if _, err := image.Extract(context.Background(), dir, image.Options{}, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -36,6 +36,15 @@ func readIndex(t testing.TB, layer []byte, d image.Descriptor) *image.Index {
 		t.Fatal(err)
 	}
 	return x
+}
+
+func view(t testing.TB, x *image.Index) *image.View {
+	t.Helper()
+	v, err := image.Flatten(x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 func frame(layer []byte, x *image.Index, n int) []byte {
@@ -127,10 +136,10 @@ func TestAnyOrder(t *testing.T) {
 		os.Chmod(filepath.Join(anyhow, "readonly"), 0o755)
 	})
 	opts := image.Options{Unprivileged: true} // everything but owners and devices, for everybody
-	if _, err := image.Extract(context.Background(), inOrder, bytes.NewReader(layer), d, opts); err != nil {
+	if _, err := image.Extract(context.Background(), inOrder, opts, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
-	e, err := image.NewExtractor(anyhow, x, opts)
+	e, err := image.NewExtractor(anyhow, view(t, x), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +150,7 @@ func TestAnyOrder(t *testing.T) {
 	for range 8 {
 		workers.Go(func() {
 			for n := range work {
-				if err := e.Frame(n, frame(layer, x, n)); err != nil {
+				if err := e.Frame(0, n, frame(layer, x, n)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -168,7 +177,7 @@ func TestFlippedBit(t *testing.T) {
 	layer, d := tree.Layer(t)
 	x := readIndex(t, layer, d)
 	dir := t.TempDir()
-	e, err := image.NewExtractor(dir, x, image.Options{Unprivileged: true})
+	e, err := image.NewExtractor(dir, view(t, x), image.Options{Unprivileged: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,10 +185,10 @@ func TestFlippedBit(t *testing.T) {
 	for _, n := range []int{0, len(x.Frames) - 1} {
 		bad := bytes.Clone(frame(layer, x, n))
 		bad[len(bad)/2] ^= 1
-		if err := e.Frame(n, bad); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("frame %d: sha256 is", n)) {
+		if err := e.Frame(0, n, bad); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("frame %d at %d+%d: sha256 is", n, x.Frames[n].Offset, x.Frames[n].Size)) {
 			t.Fatalf("flipped bit in frame %d: %v", n, err)
 		}
-		if err := e.Frame(n, bad[1:]); err == nil {
+		if err := e.Frame(0, n, bad[1:]); err == nil {
 			t.Fatal("short frame was taken")
 		}
 		if _, err := os.Lstat(filepath.Join(dir, "d/f")); !errors.Is(err, os.ErrNotExist) {
@@ -189,11 +198,11 @@ func TestFlippedBit(t *testing.T) {
 	if err := e.Finish(); err == nil || !strings.Contains(err.Error(), "3 of 3 frames are missing, the first is frame 0") {
 		t.Fatalf("Finish: %v", err)
 	}
-	if err := e.Frame(len(x.Frames), nil); err == nil {
+	if err := e.Frame(0, len(x.Frames), nil); err == nil {
 		t.Fatal("a frame too many was taken")
 	}
 	for n := range x.Frames { // and the right ones are still welcome
-		if err := e.Frame(n, frame(layer, x, n)); err != nil {
+		if err := e.Frame(0, n, frame(layer, x, n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -246,9 +255,9 @@ func TestHostileEntries(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Write: %v, want %q", err, tt.want)
 			}
-			_, err = image.NewExtractor(t.TempDir(), &image.Index{Entries: entries}, image.Options{Unprivileged: true})
+			_, err = image.Flatten(&image.Index{Entries: entries})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("NewExtractor: %v, want %q", err, tt.want)
+				t.Errorf("Flatten: %v, want %q", err, tt.want)
 			}
 		})
 	}
@@ -271,7 +280,7 @@ func TestTargetLies(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "d")); err != nil {
 		t.Fatal(err)
 	}
-	_, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), d, opts)
+	_, err := image.Extract(context.Background(), dir, opts, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)})
 	if err == nil || !strings.Contains(err.Error(), `"d": is there already and is no directory`) {
 		t.Fatalf("directory is a symlink: %v", err)
 	}
@@ -285,7 +294,7 @@ func TestTargetLies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), d, opts); err != nil {
+	if _, err := image.Extract(context.Background(), dir, opts, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(victim); string(b) != "precious" {
@@ -301,7 +310,7 @@ func TestTargetLies(t *testing.T) {
 	// Swapped under a running extraction.
 	dir = t.TempDir()
 	x := readIndex(t, layer, d)
-	e, err := image.NewExtractor(dir, x, opts)
+	e, err := image.NewExtractor(dir, view(t, x), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +323,7 @@ func TestTargetLies(t *testing.T) {
 	}
 	failed := false
 	for n := range x.Frames {
-		failed = e.Frame(n, frame(layer, x, n)) != nil || failed
+		failed = e.Frame(0, n, frame(layer, x, n)) != nil || failed
 	}
 	if b, _ := os.ReadFile(victim); string(b) != "precious" || !failed {
 		t.Fatalf("outside: %q, refused %v", b, failed)
@@ -439,7 +448,7 @@ func BenchmarkExtract(b *testing.B) {
 	b.SetBytes(d.Size)
 	for b.Loop() {
 		opts := image.Options{Unprivileged: true}
-		if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), d, opts); err != nil {
+		if _, err := image.Extract(context.Background(), dir, opts, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -450,7 +459,7 @@ func TestNothingStaysOpen(t *testing.T) {
 	tr := imagetest.Nasty().Deep()
 	layer, d := tr.Layer(t)
 	dir := t.TempDir()
-	if _, err := image.Extract(t.Context(), dir, bytes.NewReader(layer), d, image.Options{Unprivileged: true}); err != nil {
+	if _, err := image.Extract(t.Context(), dir, image.Options{Unprivileged: true}, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
 	fds, err := os.ReadDir("/proc/self/fd")

@@ -17,7 +17,7 @@ import (
 //
 //	entries, then for each:
 //	  type (one byte), path
-//	  Hardlink: link, and nothing else
+//	  Hardlink: link, and nothing else; Whiteout: nothing else
 //	  mode, uid, gid, seconds (signed), nanoseconds
 //	  xattrs, then for each, in the order of the names: name, value
 //	  Regular: size; when not 0: bytes of the stream since the end of the last content, SHA-256
@@ -51,8 +51,11 @@ func (x *Index) encode(enc *zstd.Encoder) ([]byte, error) {
 		e := &x.Entries[i]
 		b = append(b, byte(e.Type))
 		str(e.Path)
-		if e.Type == Hardlink {
+		switch e.Type {
+		case Hardlink:
 			str(e.Link)
+			continue
+		case Whiteout:
 			continue
 		}
 		num(int64(e.Mode))
@@ -255,8 +258,11 @@ func (r *reader) entry(end *int64) (e Entry) {
 		e.Type = Type(t[0])
 	}
 	e.Path = r.str("path", maxPath)
-	if e.Type == Hardlink {
+	switch e.Type {
+	case Hardlink:
 		e.Link = r.str("link", maxPath)
+		return e
+	case Whiteout:
 		return e
 	}
 	e.Mode = uint32(r.num("mode", 0o7777))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"path"
 	"runtime"
 	"strings"
 	"sync"
@@ -151,6 +152,9 @@ func tarHeader(e, target *Entry) ([]byte, error) {
 		h.Typeflag = tar.TypeBlock
 	case Fifo:
 		h.Typeflag = tar.TypeFifo
+	case Whiteout:
+		dir, name := split(e.Path)
+		h.Typeflag, h.Name = tar.TypeReg, path.Join(dir, whiteoutPrefix+name)
 	default:
 		return nil, e.unknown()
 	}

@@ -35,10 +35,10 @@ func extract(ctx context.Context, pieces *transport.Pieces, index *image.Index, 
 				buf = buf[:frame.Size]
 				_, err := pieces.ReadAt(buf, frame.Offset)
 				if err == nil {
-					err = x.Frame(n, buf)
+					err = x.Frame(0, n, buf)
 				}
 				if err != nil {
-					cancel(fmt.Errorf("frame %d: %w", n, err))
+					cancel(err)
 					return
 				}
 			}

@@ -27,7 +27,7 @@ type Machine interface {
 	// needs is here, and says how many bytes the root filesystem will hold.
 	Plan(ctx context.Context, s wire.Script) (plan disklayout.Plan, room int64, err error)
 	// Check says what an image lacks for this machine.
-	Check(index *image.Index) error
+	Check(view *image.View) error
 	// Partition carries the plan out and mounts it: the root to install into.
 	Partition(ctx context.Context, plan disklayout.Plan) (root string, err error)
 	// Fixup makes the copy a machine of its own: a line for each thing done.
@@ -94,7 +94,7 @@ type run struct {
 	layer  oci.Layer
 	pieces *transport.Pieces
 	spool  *spool
-	index  *image.Index
+	view   *image.View
 	swarm  Swarm
 	meter  meter
 
@@ -204,12 +204,12 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 	if err := r.join(ctx, info); err != nil {
 		return "", err
 	}
-	if r.index, err = r.readIndex(ctx); err != nil {
+	if r.view, err = r.readIndex(ctx); err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
-	err = fits(r.index.PlainSize(), r.layer.Size, r.room)
+	err = fits(r.view.Size(), r.layer.Size, r.room)
 	if err == nil {
-		err = r.Machine.Check(r.index)
+		err = r.Machine.Check(r.view)
 	}
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
@@ -218,7 +218,7 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 	if plan.Disk.Path != "" {
 		where = fmt.Sprintf("%s (%d bytes)", plan.Disk.Path, plan.Disk.Size)
 	}
-	return fmt.Sprintf("%s, %d bytes in %d entries, on %s", r.Script.Image.Name, r.index.PlainSize(), len(r.index.Entries), where), nil
+	return fmt.Sprintf("%s, %d bytes in %d entries, on %s", r.Script.Image.Name, r.view.Size(), len(r.view.Entries), where), nil
 }
 
 // fits says whether a root filesystem of room bytes holds the image and,
@@ -302,14 +302,14 @@ func (r *run) join(ctx context.Context, info transport.Info) error {
 }
 
 // readIndex waits for the index, or for the end of all hope of it.
-func (r *run) readIndex(ctx context.Context) (*image.Index, error) {
+func (r *run) readIndex(ctx context.Context) (*image.View, error) {
 	err := r.orFetchFails(ctx, func(ctx context.Context) error {
 		return r.pieces.Wait(ctx, r.layer.IndexOffset, r.layer.IndexSize)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return image.ReadIndex(r.pieces, r.layer.Descriptor)
+	return image.ReadView(image.Layer{Descriptor: r.layer.Descriptor, Bytes: r.pieces})
 }
 
 // orFetchFails runs wait, which waits for pieces, until the fetching fails.
@@ -347,7 +347,7 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	if err := r.stage(); err != nil {
 		return "", fmt.Errorf("staging: %w", err)
 	}
-	x, err := image.NewExtractor(r.root, r.index, r.Extract)
+	x, err := image.NewExtractor(r.root, r.view, r.Extract)
 	if err != nil {
 		return "", err
 	}
@@ -356,7 +356,7 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	if workers < 1 {
 		workers = runtime.NumCPU()
 	}
-	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.pieces, r.index, x, workers) })
+	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.pieces, r.view.Layers[0], x, workers) })
 	if err != nil {
 		return "", err
 	}

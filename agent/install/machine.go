@@ -76,12 +76,12 @@ func (c *Computer) fit(ctx context.Context, s wire.Script) (disklayout.Plan, err
 }
 
 // Check looks for the loader that the machine wants.
-func (c *Computer) Check(index *image.Index) error {
+func (c *Computer) Check(view *image.View) error {
 	if c.NoLoader {
 		return nil
 	}
-	exists := func(name string) bool { _, ok := index.Find(name); return ok }
-	return loader.Check(c.Firmware, exists, index.Names("boot"))
+	exists := func(name string) bool { _, ok := view.Find(name); return ok }
+	return loader.Check(c.Firmware, exists, view.Names("boot"))
 }
 
 // Partition writes the table, makes the filesystems and mounts them. Nothing is
@@ -155,7 +155,7 @@ func (d Directory) Plan(context.Context, wire.Script) (disklayout.Plan, int64, e
 }
 
 // Check is content: a directory is not started.
-func (Directory) Check(*image.Index) error { return nil }
+func (Directory) Check(*image.View) error { return nil }
 
 // Partition makes nothing new.
 func (d Directory) Partition(context.Context, disklayout.Plan) (string, error) { return d.Path, nil }

@@ -70,6 +70,14 @@ func (t *Tree) File(p string, content []byte) *Tree {
 	return t.FileEntry(image.Entry{Path: p, Mode: 0o644}, content)
 }
 
+// Link adds a hard link to the file at to.
+func (t *Tree) Link(p, to string) *Tree {
+	return t.Add(image.Entry{Path: p, Type: image.Hardlink, Link: to})
+}
+
+// Whiteout removes p of the layers below.
+func (t *Tree) Whiteout(p string) *Tree { return t.Add(image.Entry{Path: p, Type: image.Whiteout}) }
+
 // FileEntry adds a file whose attributes are e's.
 func (t *Tree) FileEntry(e image.Entry, content []byte) *Tree {
 	e.Type, e.Size = image.Regular, int64(len(content))

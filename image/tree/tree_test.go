@@ -58,7 +58,7 @@ func TestEverySourceSameLayer(t *testing.T) {
 	layer, want := nasty.Layer(t)
 	index := readIndex(t, layer, want)
 	dir := t.TempDir()
-	if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), want, image.Options{}); err != nil {
+	if _, err := image.Extract(context.Background(), dir, image.Options{}, image.Layer{Descriptor: want, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
 	socket, err := net.Listen("unix", filepath.Join(dir, "socket"))
@@ -112,7 +112,7 @@ func TestDeepDirectory(t *testing.T) {
 	deep := imagetest.New().Deep()
 	layer, want := deep.Layer(t)
 	dir := t.TempDir()
-	if _, err := image.Extract(context.Background(), dir, bytes.NewReader(layer), want, image.Options{Unprivileged: true}); err != nil {
+	if _, err := image.Extract(context.Background(), dir, image.Options{Unprivileged: true}, image.Layer{Descriptor: want, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
 	tr, err := tree.FromDir(dir)

@@ -103,7 +103,7 @@ func (m *Machine) Plan(context.Context, wire.Script) (disklayout.Plan, int64, er
 }
 
 // Check does nothing.
-func (m *Machine) Check(*image.Index) error { return m.call("check") }
+func (m *Machine) Check(*image.View) error { return m.call("check") }
 
 // Partition empties Root, as mkfs does.
 func (m *Machine) Partition(context.Context, disklayout.Plan) (string, error) {
