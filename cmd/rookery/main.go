@@ -28,22 +28,30 @@ func main() {
 	}
 }
 
-// A stateDir is where everything that the server knows is kept.
-type stateDir string
+// A stateDir is where everything that the server knows is kept. The images may
+// be elsewhere.
+type stateDir struct{ path, location string }
 
-func (s stateDir) site() string      { return filepath.Join(string(s), "site") }
-func (s stateDir) images() string    { return filepath.Join(string(s), "images") }
-func (s stateDir) boot() string      { return filepath.Join(string(s), "boot") }
-func (s stateDir) records() string   { return filepath.Join(string(s), "rookery.db") }
-func (s stateDir) admin() string     { return filepath.Join(string(s), "admin.sock") }
+func (s stateDir) site() string      { return filepath.Join(s.path, "site") }
+func (s stateDir) boot() string      { return filepath.Join(s.path, "boot") }
+func (s stateDir) records() string   { return filepath.Join(s.path, "rookery.db") }
+func (s stateDir) admin() string     { return filepath.Join(s.path, "admin.sock") }
 func (s stateDir) kernel() string    { return filepath.Join(s.boot(), "vmlinuz") }
 func (s stateDir) initramfs() string { return filepath.Join(s.boot(), "initramfs") }
+
+// images is the location of the images, as openStore takes it.
+func (s stateDir) images() string {
+	if s.location != "" {
+		return s.location
+	}
+	return filepath.Join(s.path, "images")
+}
 
 // maxSocket is the longest path that a unix socket can have (unix(7)).
 const maxSocket = 107
 
 func (s stateDir) check() error {
-	if s == "" {
+	if s.path == "" {
 		return errors.New("state: no directory is named")
 	}
 	if n := len(s.admin()); n > maxSocket {
@@ -53,14 +61,14 @@ func (s stateDir) check() error {
 }
 
 func root() *cobra.Command {
-	var state string
+	var dir stateDir
 	cmd := &cobra.Command{
 		Use:   "rookery",
 		Short: "Install Linux on many machines at once",
 		Long: `Rookery netboots machines into a small agent, lets them fetch one image from a
 BitTorrent swarm that they all serve, and turns each copy into a machine of its own.
 
-The flags of serve, and --state, can also be set in ` + defaultConfig + ` (the flag's
+The flags of serve, --state and --images can also be set in ` + defaultConfig + ` (the flag's
 name is the key) and in the environment (` + envPrefix + ` and the name in capitals, with _
 for -). The command line goes before the environment, the environment before the file.`,
 		SilenceErrors:     true,
@@ -70,20 +78,21 @@ for -). The command line goes before the environment, the environment before the
 			if err := configure(cmd, os.LookupEnv); err != nil {
 				return err
 			}
-			return stateDir(state).check()
+			return dir.check()
 		},
 	}
-	cmd.PersistentFlags().StringVar(&state, "state", "/var/lib/rookery", "directory that holds images, records and keys")
+	cmd.PersistentFlags().StringVar(&dir.path, "state", "/var/lib/rookery", "directory that holds images, records and keys")
+	cmd.PersistentFlags().StringVar(&dir.location, "images", "", "where the images are: a directory, or registry:HOST/PREFIX (default images in the directory of --state)")
 	cmd.PersistentFlags().String("config", defaultConfig, "configuration file")
-	dir := func() stateDir { return stateDir(state) }
+	state := func() stateDir { return dir }
 	cmd.AddCommand(
-		serveCommand(dir),
-		nodeCommand(dir),
-		applyCommand(dir),
-		planCommand(dir),
-		eventsCommand(dir),
-		imageCommand(dir),
-		initramfsCommand(dir),
+		serveCommand(state),
+		nodeCommand(state),
+		applyCommand(state),
+		planCommand(state),
+		eventsCommand(state),
+		imageCommand(state),
+		initramfsCommand(state),
 	)
 	explain(cmd)
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {

@@ -30,7 +30,7 @@ import (
 // withClient calls do with a client of the server that runs on dir or, when
 // none does, of the same handlers in this process.
 func withClient(ctx context.Context, dir stateDir, do func(*httpd.Client) error) error {
-	if _, err := os.Stat(string(dir)); err != nil {
+	if _, err := os.Stat(dir.path); err != nil {
 		return fmt.Errorf("state directory: %w: 'rookery image import' and 'rookery initramfs build' make it, --state names another", err)
 	}
 	conn, err := net.Dial("unix", dir.admin())

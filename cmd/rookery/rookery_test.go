@@ -185,7 +185,7 @@ func TestCommandsRefuse(t *testing.T) {
 			t.Errorf("rookery %s: %v\n%s\nwant %s", strings.Join(tt.args, " "), err, out, tt.want)
 		}
 	}
-	if left, err := os.ReadDir(stateDir(state).boot()); err == nil && len(left) > 0 {
+	if left, err := os.ReadDir(stateDir{path: state}.boot()); err == nil && len(left) > 0 {
 		t.Errorf("initramfs build failed and left %v", left)
 	}
 }
@@ -279,7 +279,7 @@ func startServer(t *testing.T, state string) *server {
 	ipxe := t.TempDir()
 	for _, path := range []string{
 		filepath.Join(ipxe, netboot.FileBIOS), filepath.Join(ipxe, netboot.FileUEFI),
-		stateDir(state).kernel(), stateDir(state).initramfs(),
+		stateDir{path: state}.kernel(), stateDir{path: state}.initramfs(),
 	} {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("program"), 0o644)); err != nil {
 			t.Fatal(err)
@@ -345,7 +345,7 @@ func TestServeIsKilledAndGoesOn(t *testing.T) {
 	}
 
 	s.end(syscall.SIGKILL)
-	if _, err := os.Stat(stateDir(state).admin()); err != nil {
+	if _, err := os.Stat(stateDir{path: state}.admin()); err != nil {
 		t.Errorf("a killed server leaves its socket: %v", err)
 	}
 	if out := must(t, state, "node", "list", "-o", "json"); out != before {
@@ -358,7 +358,7 @@ func TestServeIsKilledAndGoesOn(t *testing.T) {
 	if err := s.end(syscall.SIGTERM); err != nil {
 		t.Errorf("the server ends with %v\n%s", err, &s.said)
 	}
-	if _, err := os.Stat(stateDir(state).admin()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(stateDir{path: state}.admin()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a server that ended leaves its socket: %v", err)
 	}
 }

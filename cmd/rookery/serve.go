@@ -227,7 +227,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 			parts = append(parts, p)
 		}
 	}
-	log.Info("serving", "interface", c.iface, "address", own, "http", where.HTTP, "api", where.API, "state", string(dir))
+	log.Info("serving", "interface", c.iface, "address", own, "http", where.HTTP, "api", where.API, "state", dir.path)
 	return serve.All(ctx, log, parts...)
 }
 
