@@ -1,13 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -171,40 +168,3 @@ func imageShow(dir func() stateDir) *cobra.Command {
 	outputFlag(cmd, &format)
 	return cmd
 }
-
-// outputFlag gives cmd the flag that show reads.
-func outputFlag(cmd *cobra.Command, format *string) {
-	cmd.Flags().StringVarP(format, "output", "o", "table", "table or json")
-}
-
-// show writes value in the format that was asked for; table writes rows whose
-// columns end in tabs.
-func show(w io.Writer, format string, value any, table func(io.Writer)) error {
-	switch format {
-	case "table":
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		table(t)
-		return t.Flush()
-	case "json":
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(value)
-	}
-	return fmt.Errorf("output %q: want table or json", format)
-}
-
-// size writes a number of bytes for people.
-func size(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	f, i := float64(n), 0
-	for f >= 1024 && i < len(units)-1 {
-		f, i = f/1024, i+1
-	}
-	if i == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return strings.TrimSuffix(fmt.Sprintf("%.1f", f), ".0") + " " + units[i]
-}
-
-// oneLine writes value as one line of JSON.
-func oneLine(w io.Writer, value any) error { return json.NewEncoder(w).Encode(value) }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -383,14 +384,16 @@ func eventsCommand(dir func() stateDir) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			node := strings.Join(args, "")
 			print := func(e fleet.NodeEvent) error {
-				if format == "json" {
-					return oneLine(cmd.OutOrStdout(), e)
+				switch w := cmd.OutOrStdout(); format {
+				case "json": // one on each line
+					return json.NewEncoder(w).Encode(e)
+				case "yaml":
+					fmt.Fprintln(w, "---")
+					return asYAML(w, e)
+				default:
+					_, err := fmt.Fprintln(w, line(e))
+					return err
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), line(e))
-				return nil
-			}
-			if format != "table" && format != "json" {
-				return fmt.Errorf("output %q: want table or json", format)
 			}
 			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
 				err := c.Events(cmd.Context(), node, 0, follow, print)

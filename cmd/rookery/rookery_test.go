@@ -143,7 +143,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"--state", "", "node", "list"}, "state: no directory is named"},
 		{[]string{"--state", "/" + strings.Repeat("x", 120), "node", "list"}, "state: the path of /xxx"},
 		{[]string{"serve", "--http-port", "99999"}, `--http-port: "99999": value out of range`},
-		{[]string{"node", "list", "-o", "xml"}, `output "xml": want table or json`},
+		{[]string{"node", "list", "-o", "xml"}, `output "xml": want table, json or yaml`},
 
 		{[]string{"image", "import", "debian12", empty}, `image name "debian12": want NAME:TAG`},
 		{[]string{"image", "import", "e:1", empty}, "import e:1: " + empty + " holds no files"},
