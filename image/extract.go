@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -248,11 +247,8 @@ func (x *Extractor) Frame(layer, n int, compressed []byte) error {
 }
 
 func (x *Extractor) frame(l *layerState, f *Frame, compressed []byte) error {
-	if int64(len(compressed)) != f.Size {
-		return fmt.Errorf("has %d bytes, want %d", len(compressed), f.Size)
-	}
-	if got := sha256.Sum256(compressed); got != f.SHA256 {
-		return fmt.Errorf("sha256 is %x, want %x", got, f.SHA256)
+	if err := f.verify(compressed); err != nil {
+		return err
 	}
 	buf, _ := x.plain.Get().(*[]byte)
 	if buf == nil || int64(cap(*buf)) < f.PlainSize {

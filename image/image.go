@@ -140,7 +140,14 @@ func ReadIndex(layer io.ReaderAt, d Descriptor) (*Index, error) {
 	if err := d.IndexDigest.Verify(b); err != nil {
 		return nil, fmt.Errorf("index: %w", err)
 	}
-	return ParseIndex(b)
+	x, err := ParseIndex(b)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.endsAt(d.IndexOffset); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
 
 // Compare orders paths as a layer does: the root first, then name by name, so

@@ -111,12 +111,17 @@ func ParseIndex(b []byte) (*Index, error) {
 	return x, nil
 }
 
+const head = 8 + len(indexMagic)
+
+func isIndex(b []byte) bool {
+	return len(b) >= head && binary.LittleEndian.Uint32(b) == skippableIndex && string(b[8:head]) == indexMagic
+}
+
 func parseIndex(b []byte) (*Index, error) {
-	const head = 8 + len(indexMagic)
 	if len(b) < head || len(b) > MaxIndex {
 		return nil, fmt.Errorf("%d bytes, want %d to %d", len(b), head, MaxIndex)
 	}
-	if binary.LittleEndian.Uint32(b) != skippableIndex || string(b[8:head]) != indexMagic {
+	if !isIndex(b) {
 		return nil, fmt.Errorf("begins with %x: not an index of this version", b[:head])
 	}
 	if n := binary.LittleEndian.Uint32(b[4:]); int64(n) != int64(len(b)-8) {
@@ -167,6 +172,18 @@ func (x *Index) check() error {
 			return fmt.Errorf("%q: content at %d+%d, the last one ends at %d, the stream at %d", e.Path, e.Offset, e.Size, end, plain)
 		}
 		end = e.Offset + e.Size
+	}
+	return nil
+}
+
+// endsAt says what is wrong when frames do not fill the layer up to its index.
+func (x *Index) endsAt(offset int64) error {
+	var end int64
+	if n := len(x.Frames); n > 0 {
+		end = x.Frames[n-1].Offset + x.Frames[n-1].Size
+	}
+	if end != offset {
+		return fmt.Errorf("index: its %d frames end at %d, the index begins at %d", len(x.Frames), end, offset)
 	}
 	return nil
 }
