@@ -144,19 +144,21 @@ func (v *View) files(layer int) []int {
 
 // span are the first and the last frame that hold e's content.
 func (x *Index) span(e *Entry) (first, last int) {
-	at := func(off int64) int {
-		n, _ := slices.BinarySearchFunc(x.Frames, off, func(f Frame, off int64) int {
-			switch {
-			case f.Plain+f.PlainSize <= off:
-				return -1
-			case f.Plain > off:
-				return 1
-			}
-			return 0
-		})
-		return n
-	}
-	return at(e.Offset), at(e.Offset + e.Size - 1)
+	return x.frameAt(e.Offset), x.frameAt(e.Offset + e.Size - 1)
+}
+
+// frameAt is the frame that holds this place of the stream.
+func (x *Index) frameAt(off int64) int {
+	n, _ := slices.BinarySearchFunc(x.Frames, off, func(f Frame, off int64) int {
+		switch {
+		case f.Plain+f.PlainSize <= off:
+			return -1
+		case f.Plain > off:
+			return 1
+		}
+		return 0
+	})
+	return n
 }
 
 // maxLinks is how many symlinks one path may lead through, as in the kernel.

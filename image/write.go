@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"path"
 	"runtime"
 	"strings"
@@ -100,7 +101,7 @@ func writeStream(f *framer, es []Entry, open func(Entry) (io.ReadCloser, error))
 		if e.Type == Hardlink {
 			target = &es[at[e.Link]]
 		}
-		header, err := tarHeader(e, target)
+		header, err := tarHeader(e, target, nil)
 		if err != nil {
 			return fmt.Errorf("%q: %w", e.Path, err)
 		}
@@ -122,9 +123,9 @@ func writeStream(f *framer, es []Entry, open func(Entry) (io.ReadCloser, error))
 	return nil
 }
 
-// tarHeader is the header of e with its PAX records. A hard link carries what
-// the file it names carries, since some readers set it again.
-func tarHeader(e, target *Entry) ([]byte, error) {
+// tarHeader is the header of e with its PAX records and more. A hard link carries
+// what the file it names carries, since some readers set it again.
+func tarHeader(e, target *Entry, more map[string]string) ([]byte, error) {
 	h := &tar.Header{
 		Format:   tar.FormatPAX,
 		Name:     e.Path,
@@ -136,6 +137,8 @@ func tarHeader(e, target *Entry) ([]byte, error) {
 		Linkname: e.Link,
 		Devmajor: int64(e.Major),
 		Devminor: int64(e.Minor),
+
+		PAXRecords: maps.Clone(more),
 	}
 	switch e.Type {
 	case Dir:
