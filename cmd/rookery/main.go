@@ -47,6 +47,15 @@ func (s stateDir) images() string {
 	return filepath.Join(s.path, "images")
 }
 
+// tree is where the tree of that name lies. A name with a slash is the path
+// itself.
+func (s stateDir) tree(name string) string {
+	if strings.Contains(name, "/") {
+		return filepath.Clean(name)
+	}
+	return filepath.Join(s.path, "trees", name)
+}
+
 // maxSocket is the longest path that a unix socket can have (unix(7)).
 const maxSocket = 107
 
