@@ -21,8 +21,12 @@ type Pieces struct {
 	has       []bool
 	claimed   []bool // some source is fetching it
 	preferred []bool
+	held      bool          // only what is preferred may be claimed
+	wanted    []bool        // nil: everything
+	lacking   int           // pieces wanted and not complete
+	left      int64         // bytes of these
 	order     []int         // what is complete, in the order it came; only grows
-	more      chan struct{} // closed and replaced when order grows
+	more      chan struct{} // closed and replaced when order grows or less is wanted
 	bytes     int64         // verified
 	arrived   int64         // received, verified or not
 	server    int64
@@ -40,6 +44,8 @@ func NewPieces(info Info, store Storage) *Pieces {
 		has:       make([]bool, len(info.Hashes)),
 		claimed:   make([]bool, len(info.Hashes)),
 		preferred: make([]bool, len(info.Hashes)),
+		lacking:   len(info.Hashes),
+		left:      info.Length,
 		more:      make(chan struct{}),
 	}
 }
@@ -100,13 +106,24 @@ func (p *Pieces) complete(n int) bool {
 	p.bytes += size
 	p.arrived += size
 	p.order = append(p.order, n)
-	close(p.more)
-	p.more = make(chan struct{})
-	if len(p.order) == len(p.has) {
-		close(p.done)
+	if p.wants(n) {
+		p.lacking--
+		p.left -= size
+		if p.lacking == 0 {
+			close(p.done)
+		}
 	}
+	p.stir()
 	return true
 }
+
+// stir lets everybody look again, with mu held.
+func (p *Pieces) stir() {
+	close(p.more)
+	p.more = make(chan struct{})
+}
+
+func (p *Pieces) wants(n int) bool { return p.wanted == nil || p.wanted[n] }
 
 // Has says whether piece n is complete.
 func (p *Pieces) Has(n int) bool {
@@ -115,14 +132,21 @@ func (p *Pieces) Has(n int) bool {
 	return n >= 0 && n < len(p.has) && p.has[n]
 }
 
-// Missing is the number of pieces that are not complete.
+// Missing is the number of pieces that are wanted and not complete.
 func (p *Pieces) Missing() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.has) - len(p.order)
+	return p.lacking
 }
 
-// Done is closed when everything is there.
+// Left is the number of bytes that are wanted and not there.
+func (p *Pieces) Left() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.left
+}
+
+// Done is closed when everything that is wanted is there.
 func (p *Pieces) Done() <-chan struct{} { return p.done }
 
 // Transfer counts bytes: verified in all, of these received from a server and
@@ -165,8 +189,69 @@ func (p *Pieces) Prefer(off, n int64) {
 	}
 }
 
-// Claim chooses a piece that is neither complete nor claimed and claims it for
-// the caller, who will Put or Release it. Preferred pieces come first, then
+// Hold lets only the pieces that are preferred be claimed, until Want.
+func (p *Pieces) Hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = true
+}
+
+// Idle says whether there is nothing to claim before Want: that nothing
+// arrives is nobody's fault.
+func (p *Pieces) Idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.held {
+		return false
+	}
+	for n := range p.has {
+		if p.preferred[n] && !p.has[n] {
+			return false
+		}
+	}
+	return true
+}
+
+// A Range is Size bytes from Offset.
+type Range struct{ Offset, Size int64 }
+
+// Want narrows what is wanted to the pieces that the ranges touch, once, and
+// ends Hold. What is there stays.
+func (p *Pieces) Want(ranges ...Range) {
+	wanted := make([]bool, len(p.has))
+	for _, r := range ranges {
+		first, end := p.span(r.Offset, r.Size)
+		for n := first; n < end; n++ {
+			wanted[n] = true
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.lacking
+	p.wanted, p.held = wanted, false
+	p.lacking, p.left = 0, 0
+	for n := range wanted {
+		if wanted[n] && !p.has[n] {
+			p.lacking++
+			p.left += int64(p.info.PieceSize(n))
+		}
+	}
+	if p.lacking == 0 && was > 0 {
+		close(p.done)
+	}
+	p.stir()
+}
+
+// Wanted says of each piece whether it is wanted; nil means that all are. It is
+// not to be changed.
+func (p *Pieces) Wanted() []bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wanted
+}
+
+// Claim chooses a piece that is wanted, neither complete nor claimed, and claims
+// it for the caller, who will Put or Release it. Preferred pieces come first, then
 // the one with the lowest rank; rank says false for a piece the caller cannot
 // get. It must not call p.
 func (p *Pieces) Claim(rank func(n int) (int64, bool)) (n int, ok bool) {
@@ -175,7 +260,7 @@ func (p *Pieces) Claim(rank func(n int) (int64, bool)) (n int, ok bool) {
 	n = -1
 	var best int64
 	for i := range p.has {
-		if p.has[i] || p.claimed[i] {
+		if p.has[i] || p.claimed[i] || !p.wants(i) || p.held && !p.preferred[i] {
 			continue
 		}
 		r, can := rank(i)
@@ -216,7 +301,7 @@ func (p *Pieces) ReadAt(b []byte, off int64) (int, error) {
 }
 
 // Since returns the pieces completed after the first i, in the order they came,
-// and a channel that is closed when there are more. The slice is not to be changed.
+// and a channel that is closed when there are more, or when less is wanted. The slice is not to be changed.
 func (p *Pieces) Since(i int) ([]int, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -224,10 +309,11 @@ func (p *Pieces) Since(i int) ([]int, <-chan struct{}) {
 }
 
 // Completed is every complete piece once: those that are there, then each as
-// it comes. It ends after the last one, or with ctx.
+// it comes. It ends after the last one that is wanted, or with ctx.
 func (p *Pieces) Completed(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
-		for seen := 0; seen < len(p.has); {
+		for seen := 0; ; {
+			missing := p.Missing() // before Since: when it is 0, fresh has the last
 			fresh, more := p.Since(seen)
 			for _, n := range fresh {
 				if ctx.Err() != nil || !yield(n) {
@@ -235,8 +321,8 @@ func (p *Pieces) Completed(ctx context.Context) iter.Seq[int] {
 				}
 			}
 			seen += len(fresh)
-			if len(fresh) > 0 {
-				continue
+			if missing == 0 {
+				return
 			}
 			select {
 			case <-ctx.Done():

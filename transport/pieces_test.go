@@ -180,6 +180,60 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+func TestWant(t *testing.T) {
+	content, info := transporttest.Layer(t, 1, size)
+	all := func(n int) (int64, bool) { return int64(n), true }
+	synctest.Test(t, func(t *testing.T) {
+		p := transport.NewPieces(info, transporttest.NewMemory(nil))
+		p.Prefer(5*64<<10, 1)
+		p.Hold()
+		if n, ok := p.Claim(all); !ok || n != 5 || p.Idle() {
+			t.Fatalf("claimed %d %t, idle %t; want the preferred one", n, ok, p.Idle())
+		}
+		if n, ok := p.Claim(all); ok {
+			t.Fatalf("claimed %d before it was known what is wanted", n)
+		}
+		put(t, p, content, 5, transport.FromPeer)
+		put(t, p, content, 0, transport.FromPeer) // from somebody who did not claim it
+		if !p.Idle() || p.Missing() != 4 || p.Left() != 4*64<<10 {
+			t.Errorf("idle %t, %d pieces and %d bytes missing", p.Idle(), p.Missing(), p.Left())
+		}
+		seen := make(chan []int)
+		go func() { seen <- slices.Collect(p.Completed(t.Context())) }()
+		synctest.Wait()
+
+		p.Want(transport.Range{Offset: 3*64<<10 - 1, Size: 1}, transport.Range{Offset: 5 * 64 << 10, Size: 100})
+		if p.Idle() || p.Missing() != 1 || p.Left() != 64<<10 {
+			t.Errorf("idle %t, %d pieces and %d bytes missing", p.Idle(), p.Missing(), p.Left())
+		}
+		if n, ok := p.Claim(all); !ok || n != 2 {
+			t.Errorf("claimed %d %t, want 2", n, ok)
+		}
+		if n, ok := p.Claim(all); ok {
+			t.Errorf("claimed %d, which nobody wants", n)
+		}
+		put(t, p, content, 2, transport.FromPeer)
+		<-p.Done()
+		if got, want := <-seen, []int{5, 0, 2}; !slices.Equal(got, want) {
+			t.Errorf("saw %v, want %v and the end", got, want)
+		}
+		put(t, p, content, 4, transport.FromPeer) // is kept, and changes nothing
+		if p.Missing() != 0 || p.Left() != 0 || !p.Has(4) {
+			t.Errorf("%d pieces missing", p.Missing())
+		}
+	})
+}
+
+func TestNothingIsWantedAnyMore(t *testing.T) {
+	_, info := transporttest.Layer(t, 1, size)
+	p := transport.NewPieces(info, transporttest.NewMemory(nil))
+	p.Want()
+	<-p.Done()
+	if got := slices.Collect(p.Completed(t.Context())); len(got) != 0 {
+		t.Errorf("saw %v", got)
+	}
+}
+
 func TestSeedHasEverything(t *testing.T) {
 	content, info := transporttest.Layer(t, 1, size)
 	p := transporttest.Seed(info, content)

@@ -13,7 +13,7 @@ import (
 
 // A Source can fill in the pieces of a layer.
 type Source interface {
-	// Fetch returns nil only when p is complete. It may be called again after
+	// Fetch returns nil only when all is there that p wants. It may be called again after
 	// an error and goes on from what is there. When ctx ends it returns
 	// without holding a claim.
 	Fetch(ctx context.Context, p *Pieces) error
@@ -106,7 +106,7 @@ func (f *First) try(ctx context.Context, src Source, p *Pieces) error {
 		defer close(watched)
 		arrived, last := p.Arrived(), time.Now()
 		for pause(ctx, stall/20) == nil {
-			if now := p.Arrived(); now != arrived {
+			if now := p.Arrived(); now != arrived || p.Idle() {
 				arrived, last = now, time.Now()
 			} else if time.Since(last) >= stall {
 				cancel(fmt.Errorf("%w for %s", ErrStalled, stall))

@@ -105,6 +105,35 @@ func TestFirstOf(t *testing.T) {
 	}
 }
 
+// Silence is nobody's fault as long as it is not known what is wanted.
+func TestFirstOfWaitsForAWant(t *testing.T) {
+	content, info := transporttest.Layer(t, 1, size)
+	synctest.Test(t, func(t *testing.T) {
+		p := transport.NewPieces(info, transporttest.NewMemory(nil))
+		p.Hold()
+		f := transport.FirstOf(&script{name: "swarm", calls: []func(context.Context, *transport.Pieces) error{
+			func(ctx context.Context, p *transport.Pieces) error {
+				select {
+				case <-p.Done():
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			},
+		}})
+		f.Moved = func(_ transport.Source, err error) { t.Errorf("moved: %v", err) }
+		go func() {
+			time.Sleep(time.Hour) // of the bubble
+			p.Want(transport.Range{Offset: 0, Size: 1})
+			time.Sleep(10 * time.Second)
+			put(t, p, content, 0, transport.FromPeer)
+		}()
+		if err := f.Fetch(t.Context(), p); err != nil {
+			t.Errorf("Fetch: %v", err)
+		}
+	})
+}
+
 func TestFirstOfEndsWithItsContext(t *testing.T) {
 	_, info := transporttest.Layer(t, 1, size)
 	synctest.Test(t, func(t *testing.T) {

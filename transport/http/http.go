@@ -40,12 +40,15 @@ func (s *source) Fetch(ctx context.Context, p *transport.Pieces) error {
 			return ctx.Err()
 		default:
 		}
+		_, more := p.Since(0)
 		first, end := claim(p)
 		if first == end {
-			// Another source has the rest in hand, and may give it up again.
+			// Another source has the rest in hand, and may give it up again;
+			// or it is not known yet what else is wanted.
 			timer := time.NewTimer(time.Second)
 			select {
 			case <-p.Done():
+			case <-more:
 			case <-ctx.Done():
 			case <-timer.C:
 			}

@@ -72,14 +72,14 @@ type reply struct {
 }
 
 func (t *Torrent) announce(ctx context.Context, to, event string) (reply, error) {
-	done, server, peers, uploaded := t.pieces.Transfer()
+	_, server, peers, uploaded := t.pieces.Transfer()
 	values := url.Values{
 		"info_hash":  {string(t.info.InfoHash[:])},
 		"peer_id":    {string(t.id[:])},
 		"port":       {strconv.Itoa(int(t.peer.port))},
 		"uploaded":   {strconv.FormatInt(uploaded, 10)},
 		"downloaded": {strconv.FormatInt(server+peers, 10)},
-		"left":       {strconv.FormatInt(t.info.Length-done, 10)},
+		"left":       {strconv.FormatInt(t.pieces.Left(), 10)},
 		"compact":    {"1"},
 	}
 	if event != "" {

@@ -136,8 +136,9 @@ type conn struct {
 	// Below t.mu.
 	addr       netip.AddrPort // where the peer listens, when known
 	has        bitset
-	hasN       int // set in has
-	useful     int // in has and not in t.have
+	hasN       int  // set in has
+	useful     int  // in has and not in t.spare
+	uploads    bool // only: it has what it wants (BEP 21)
 	choked     bool
 	interested bool
 	storing    bool
@@ -247,14 +248,23 @@ func (c *conn) introduce() {
 		}
 		c.send(pp.Message{Type: pp.Bitfield, Bitfield: field})
 	}
-	if c.ltep {
-		hello, _ := bencode.Marshal(map[string]any{ // of plain values: it never fails
-			"m": map[string]int{}, "p": int(t.peer.port), "reqq": reqq, "v": "Rookery",
-		})
-		c.send(pp.Message{Type: pp.Extended, ExtendedID: pp.HandshakeExtendedID, ExtendedPayload: hello})
-	}
+	c.extend()
 	c.send(pp.Message{Type: pp.Unchoke})
 }
+
+// extend sends the handshake of BEP 10, again when we have what we want.
+func (c *conn) extend() {
+	if !c.ltep {
+		return
+	}
+	hello, _ := bencode.Marshal(map[string]any{ // of plain values: it never fails
+		"m": map[string]int{}, "p": int(c.t.peer.port), "reqq": reqq, "upload_only": btoi(c.t.done), "v": "Rookery",
+	})
+	c.send(pp.Message{Type: pp.Extended, ExtendedID: pp.HandshakeExtendedID, ExtendedPayload: hello})
+}
+
+// sated says whether the peer fetches nothing any more.
+func (c *conn) sated() bool { return c.uploads || c.hasN == len(c.t.copies) }
 
 // write sends what is queued: first the messages, then one block at a time.
 func (c *conn) write() error {
@@ -377,10 +387,12 @@ func (c *conn) handle(m *pp.Message) error {
 		}
 		return nil
 	case pp.Extended:
-		if m.ExtendedID == pp.HandshakeExtendedID {
-			return c.extended(m.ExtendedPayload)
+		if m.ExtendedID != pp.HandshakeExtendedID {
+			return nil
 		}
-		return nil
+		if err := c.extended(m.ExtendedPayload); err != nil {
+			return err
+		}
 	default: // hints, and what belongs to things we did not offer
 		return nil
 	}
@@ -408,14 +420,17 @@ func (c *conn) declare(m *pp.Message) error {
 	return nil
 }
 
-// extended reads the handshake of BEP 10, of which only the port counts here.
+// extended reads the handshake of BEP 10, of which the port counts here, and
+// whether the peer has what it wants.
 func (c *conn) extended(payload []byte) error {
 	var hello struct {
-		Port int `bencode:"p,ignore_unmarshal_type_error"`
+		Port    int `bencode:"p,ignore_unmarshal_type_error"`
+		Uploads int `bencode:"upload_only,ignore_unmarshal_type_error"`
 	}
 	if err := bencode.Unmarshal(payload, &hello); err != nil {
 		return err
 	}
+	c.uploads = hello.Uploads == 1
 	if from := remote(c.nc); hello.Port > 0 && hello.Port < 1<<16 && from.IsValid() {
 		c.addr = netip.AddrPortFrom(from.Addr(), uint16(hello.Port))
 	}

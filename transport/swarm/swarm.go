@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rookery/transport"
@@ -50,6 +51,8 @@ type Peer struct {
 	port   uint16
 	dialer net.Dialer
 	http   *http.Client
+
+	buffers atomic.Int64 // bytes, of all torrents
 
 	mu       sync.Mutex
 	ctx      context.Context // of Run, nil before

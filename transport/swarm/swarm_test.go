@@ -368,6 +368,45 @@ func TestLingerKnowsWhoIsIncomplete(t *testing.T) {
 	until(t, func() bool { return served.Incomplete() == 0 })
 }
 
+// Nodes that install different versions want different parts of a layer: what
+// they share they give each other, and who has its part counts as complete.
+func TestNodesThatWantAPart(t *testing.T) {
+	t.Parallel()
+	content, info := transporttest.Layer(t, 8, 40*64<<10)
+	r, _ := meet(t, address())
+	server, at, _ := start(t, address())
+	given := seed(info, transporttest.NewMemory(content))
+	served := server.Add(given, swarm.Options{Seeder: true, Trackers: []string{r.url}})
+	want := func(first, end int64) (*transport.Pieces, *swarm.Torrent) {
+		node, _, _ := start(t, address())
+		p := transport.NewPieces(info, transporttest.NewMemory(nil))
+		p.Want(transport.Range{Offset: first * info.PieceLength, Size: (end - first) * info.PieceLength})
+		torrent := node.Add(p, swarm.Options{Trackers: []string{r.url}})
+		<-p.Done()
+		return p, torrent
+	}
+	first, ours := want(0, 20)
+	until(t, func() bool { return served.Incomplete() == 0 && served.Peers() == 0 }) // nothing more to say
+	if done, fromServer, fromPeers, _ := first.Transfer(); done != 20*info.PieceLength || fromServer+fromPeers != done {
+		t.Errorf("%d bytes, %d from the server and %d from peers, want 20 pieces", done, fromServer, fromPeers)
+	}
+	second, _ := want(10, 30)
+	if done, fromServer, fromPeers, _ := second.Transfer(); done != 20*info.PieceLength || fromServer+fromPeers != done {
+		t.Errorf("%d bytes, %d from the server and %d from peers, want 20 pieces", done, fromServer, fromPeers)
+	}
+	until(t, func() bool { return served.Incomplete() == 0 && ours.Incomplete() == 0 })
+
+	// Without the server there is still all that one of them has.
+	server.Remove(info.InfoHash)
+	r.mu.Lock()
+	delete(r.peers, netip.MustParseAddrPort(at))
+	r.mu.Unlock()
+	third, _ := want(5, 25)
+	if done, fromServer, fromPeers, _ := third.Transfer(); fromServer != 0 || fromPeers != done || done != 20*info.PieceLength {
+		t.Errorf("%d bytes, %d from the server and %d from peers, want 20 pieces of peers", done, fromServer, fromPeers)
+	}
+}
+
 // What goes wrong on one connection costs that connection and nothing else.
 func TestGarbage(t *testing.T) {
 	t.Parallel()

@@ -20,7 +20,8 @@ const (
 	maxBlocks   = 32       // requests in flight, of all connections together
 	minDepth    = 2        // of one connection
 	maxDepth    = 16       // of one connection
-	maxFetching = 64 << 20 // bytes of pieces that are not complete
+	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
+	maxFree     = 8        // buffers that a torrent keeps for its next pieces
 )
 
 // A Torrent is one swarm this peer takes part in.
@@ -43,6 +44,9 @@ type Torrent struct {
 	copies []int32 // how many of conns have a piece
 	have   bitset  // what the connections were told of
 	seen   int     // as many, of pieces.Since
+	spare  bitset  // what nobody need give us: we have it, or do not want it
+	chosen bool    // spare has what is not wanted
+	done   bool    // everything that is wanted is there
 	known  []*candidate
 	free   [][]byte // buffers of one piece
 	open   int      // pieces being fetched
@@ -81,6 +85,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		conns:    map[*conn]bool{},
 		copies:   make([]int32, len(info.Hashes)),
 		have:     newBitset(len(info.Hashes)),
+		spare:    newBitset(len(info.Hashes)),
 		rank:     make([]int32, len(info.Hashes)),
 	}
 	if o.Seeder {
@@ -112,7 +117,7 @@ func (t *Torrent) Incomplete() int {
 	defer t.mu.Unlock()
 	connected, told := 0, 0
 	for c := range t.conns {
-		if c.hasN < len(t.copies) {
+		if !c.sated() {
 			connected++
 		}
 	}
@@ -132,6 +137,7 @@ func (t *Torrent) leave() {
 		return
 	}
 	t.gone = true
+	t.release(len(t.free))
 	close(t.left)
 	for c := range t.conns {
 		c.close()
@@ -194,25 +200,51 @@ func (t *Torrent) sync() <-chan struct{} {
 	t.seen += len(fresh)
 	for _, n := range fresh {
 		t.have.set(n)
+		t.spares(n)
 		have := pp.Message{Type: pp.Have, Index: pp.Integer(n)}.MustMarshalBinary()
 		for c := range t.conns {
 			c.enqueue(have)
-			c.useful -= btoi(c.has.get(n))
+		}
+	}
+	if wanted := t.pieces.Wanted(); wanted != nil && !t.chosen {
+		t.chosen = true
+		for n, wanted := range wanted {
+			if !wanted {
+				t.spares(n)
+			}
+		}
+		t.fillAll()
+	}
+	if !t.done && t.pieces.Missing() == 0 {
+		t.done = true
+		t.release(len(t.free))
+		for c := range t.conns {
+			if t.seen < len(t.copies) { // the Haves do not show it
+				c.extend()
+			}
 		}
 	}
 	for c := range t.conns {
 		t.judge(c)
 	}
-	if t.seen == len(t.copies) {
-		t.free = nil
-	}
 	return more
 }
 
+// spares notes that nobody need give us piece n.
+func (t *Torrent) spares(n int) {
+	if t.spare.get(n) {
+		return
+	}
+	t.spare.set(n)
+	for c := range t.conns {
+		c.useful -= btoi(c.has.get(n))
+	}
+}
+
 // judge says whether we are interested, and closes a connection between two
-// that have everything.
+// that fetch nothing any more.
 func (t *Torrent) judge(c *conn) {
-	if t.seen == len(t.copies) && c.hasN == len(t.copies) {
+	if t.done && c.sated() {
 		c.close()
 		return
 	}
@@ -391,7 +423,7 @@ func (t *Torrent) gains(c *conn, n int) {
 	c.has.set(n)
 	c.hasN++
 	t.copies[n]++
-	c.useful += btoi(!t.have.get(n))
+	c.useful += btoi(!t.spare.get(n))
 }
 
 // stalls takes the pieces back from connections that bring nothing.
@@ -429,6 +461,34 @@ func (t *Torrent) close(d *download) {
 	t.pieces.Release(d.piece)
 	t.open--
 	t.free = append(t.free, d.buf[:cap(d.buf)])
+	if t.done || t.gone {
+		t.release(len(t.free))
+	} else if len(t.free) > maxFree {
+		t.release(1)
+	}
+}
+
+// buffer is one for a piece, or nil when there are enough in use. A torrent
+// that has none gets one whatever the others have.
+func (t *Torrent) buffer() []byte {
+	if last := len(t.free) - 1; last >= 0 {
+		b := t.free[last]
+		t.free = t.free[:last]
+		return b
+	}
+	if t.peer.buffers.Add(t.info.PieceLength) > maxFetching && t.open > 0 {
+		t.peer.buffers.Add(-t.info.PieceLength)
+		return nil
+	}
+	return make([]byte, t.info.PieceLength)
+}
+
+// release gives up the last n buffers that are free.
+func (t *Torrent) release(n int) {
+	t.peer.buffers.Add(-int64(n) * t.info.PieceLength)
+	keep := len(t.free) - n
+	clear(t.free[keep:])
+	t.free = t.free[:keep]
 }
 
 func (t *Torrent) fillAll() {
@@ -474,22 +534,18 @@ func (t *Torrent) depth() int {
 // choose claims the piece to get from a connection: preferred first, then the
 // rarest, then by our own lot.
 func (t *Torrent) choose(c *conn) *download {
-	if t.open > 0 && int64(t.open+1)*t.info.PieceLength > maxFetching {
+	buf := t.buffer()
+	if buf == nil {
 		return nil
 	}
 	n, ok := t.pieces.Claim(func(n int) (int64, bool) {
 		return int64(t.copies[n])<<32 | int64(t.rank[n]), c.has.get(n)
 	})
 	if !ok {
+		t.free = append(t.free, buf)
 		return nil
 	}
 	t.open++
-	var buf []byte
-	if last := len(t.free) - 1; last >= 0 {
-		buf, t.free = t.free[last], t.free[:last]
-	} else {
-		buf = make([]byte, t.info.PieceLength)
-	}
 	return newDownload(n, buf[:t.info.PieceSize(n)])
 }
 

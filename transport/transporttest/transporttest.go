@@ -139,6 +139,31 @@ func Run(t *testing.T, world World) {
 		}
 	})
 
+	t.Run("fetches what is wanted", func(t *testing.T) {
+		content, info := Layer(t, 8, size)
+		src, store := world(t, info, content), NewMemory(nil)
+		p := transport.NewPieces(info, store)
+		p.Prefer(7*info.PieceLength, 1)
+		p.Hold()
+		ended := make(chan error, 1)
+		go func() { ended <- src.Fetch(within(t), p) }()
+		if err := p.Wait(within(t), 7*info.PieceLength, 1); err != nil {
+			t.Fatal(err)
+		}
+		p.Want(transport.Range{Offset: 2*info.PieceLength - 1, Size: 2}, transport.Range{Offset: 7 * info.PieceLength, Size: 1})
+		if err := <-ended; err != nil {
+			t.Fatalf("%s: %v", src, err)
+		}
+		for n := range info.Hashes {
+			if want := n == 1 || n == 2 || n == 7; p.Has(n) != want {
+				t.Errorf("piece %d is there: %v, want %v", n, !want, want)
+			}
+		}
+		if done, server, peers, _ := p.Transfer(); done != 3*info.PieceLength || server+peers != done {
+			t.Errorf("counted %d done, %d and %d received, want three pieces", done, server, peers)
+		}
+	})
+
 	t.Run("ends with its context", func(t *testing.T) {
 		content, info := Layer(t, 3, size)
 		src := world(t, info, content)
