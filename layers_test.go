@@ -23,7 +23,7 @@ var floors = []string{
 	// pure: no I/O
 	"disklayout", "boot/netboot", "wire",
 	// mechanisms
-	"image", "image/oci", "image/store", "image/tree",
+	"image", "image/oci", "image/store", "image/tree", "image/chroot", "image/capture",
 	"transport", "transport/swarm", "transport/tracker", "transport/http",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
