@@ -16,13 +16,20 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"rookery/image/chroot"
 )
 
 func main() {
+	chroot.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends what does not heed the first
 	if err := root().ExecuteContext(ctx); err != nil {
+		var exit chroot.Exit
+		if errors.As(err, &exit) { // of a command that has spoken for itself
+			os.Exit(int(exit))
+		}
 		fmt.Fprintln(os.Stderr, "rookery:", err)
 		os.Exit(1)
 	}
