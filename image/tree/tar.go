@@ -24,67 +24,208 @@ type place struct {
 	at   int64
 }
 
-// FromTar reads a tarball: plain, gzip, zstd, or xz (with the xz program). A
-// compressed one is unpacked into a nameless file in temp, "" being the
-// system's place for those; that much room is needed until Close. Names that
+// A source is the names of a tree and what they stand for. As in a filesystem, a
+// hard link is a second name of an inode, and a name that comes again stands for
+// something new.
+type source map[string]*inode
+
+// A bundle is files that are closed together.
+type bundle []*os.File
+
+func (b *bundle) add(f *os.File) { *b = append(*b, f) }
+
+func (b bundle) Close() error {
+	var errs []error
+	for _, f := range b {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// FromTar reads a tarball, without x: plain, gzip, zstd, or xz (with the xz
+// program). A compressed one is unpacked into a nameless file in temp, "" being
+// the system's place for those; that much room is needed until Close. Names that
 // lead out of the tree are refused. Of names that come twice the last counts.
-func FromTar(file, temp string) (*Tree, error) {
-	t, err := fromTar(file, temp)
+func FromTar(file, temp string, x Excludes) (*Tree, error) {
+	t, err := fromTar(file, temp, x)
 	if err != nil {
 		return nil, fmt.Errorf("tarball %s: %w", file, err)
 	}
 	return t, nil
 }
 
-func fromTar(file, temp string) (_ *Tree, err error) {
+func fromTar(file, temp string, x Excludes) (_ *Tree, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
-	open := []*os.File{f}
-	closeAll := func() error {
-		var errs []error
-		for _, f := range open {
-			errs = append(errs, f.Close())
-		}
-		return errors.Join(errs...)
-	}
+	files := &bundle{f}
 	defer func() {
 		if err != nil {
-			closeAll()
+			files.Close()
 		}
 	}()
-
 	plain, err := decompress(f, temp)
 	if err != nil {
 		return nil, err
 	}
 	if plain != f {
-		open = append(open, plain)
+		files.add(plain)
 	}
-	sparse := &spool{temp: temp}
-	s, err := readTar(plain, sparse)
-	if sparse.f != nil {
-		open = append(open, sparse.f)
-	}
+	sparse := &spool{temp: temp, files: files}
+	s, ended, err := readTar(plain, sparse, nil)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := s.entries()
+	if !ended {
+		return nil, errors.New("ends without the mark at a tarball's end: truncated")
+	}
+	return s.tree(files, x)
+}
+
+// A Stream is one layer of a foreign image, a plain tar stream.
+type Stream struct {
+	Name string // for errors
+	Open func() (io.ReadCloser, error)
+}
+
+// FromLayers reads the layers of a foreign OCI image, the lowest first, and
+// stacks them: the tree that they make, without x. They are copied into nameless
+// files in temp, as in FromTar.
+func FromLayers(temp string, x Excludes, layers ...Stream) (_ *Tree, err error) {
+	files := &bundle{}
+	defer func() {
+		if err != nil {
+			files.Close()
+		}
+	}()
+	sparse := &spool{temp: temp, files: files}
+	var s source
+	for _, l := range layers {
+		if s, err = l.stack(s, sparse); err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l.Name, err)
+		}
+	}
+	return s.tree(files, x)
+}
+
+func (l Stream) stack(lower source, sparse *spool) (source, error) {
+	r, err := l.Open()
 	if err != nil {
 		return nil, err
 	}
-	return &Tree{
-		Entries: entries,
-		files:   s,
-		close:   closeAll,
-		open: func(n *inode) (io.ReadCloser, error) {
-			if n.place == nil {
-				return nil, errors.New("has no content")
+	defer r.Close()
+	f, err := nameless(sparse.temp)
+	if err != nil {
+		return nil, err
+	}
+	sparse.files.add(f)
+	if n, err := io.Copy(f, r); err != nil {
+		return nil, fmt.Errorf("after %d bytes: %w", n, err)
+	}
+	upper, _, err := readTar(f, sparse, lower) // some builders set no mark at the end
+	if err != nil {
+		return nil, err
+	}
+	return lower.under(upper)
+}
+
+// whiteout begins the names that remove something of lower layers; opaque is
+// the one that removes all of a directory. Other names that begin as it does are
+// AUFS's own (image-spec, layer.md; docker's pkg/archive/whiteouts.go).
+const (
+	whiteout     = ".wh."
+	whiteoutMeta = ".wh..wh."
+	opaque       = ".wh..wh..opq"
+)
+
+// under puts the layer upper on s.
+func (s source) under(upper source) (source, error) {
+	gone, emptied := make(map[string]bool), make(map[string]bool)
+	for p := range upper {
+		name := path.Base(p)
+		hidden, ok := strings.CutPrefix(name, whiteout)
+		switch {
+		case !ok:
+			continue
+		case name == opaque:
+			emptied[dirOf(p)] = true
+		case strings.HasPrefix(name, whiteoutMeta):
+		case hidden == "" || hidden == "." || hidden == "..":
+			return nil, fmt.Errorf("%q: whiteout of %q", p, hidden)
+		default:
+			gone[path.Join(dirOf(p), hidden)] = true
+		}
+		delete(upper, p)
+	}
+	hides := func(p string) bool {
+		if gone[p] {
+			return true
+		}
+		for p != "." {
+			p = dirOf(p)
+			if n := upper[p]; gone[p] || emptied[p] || n != nil && n.Type != image.Dir {
+				return true
 			}
-			return io.NopCloser(io.NewSectionReader(n.place.file, n.place.at, n.Size)), nil
-		},
-	}, nil
+		}
+		return false
+	}
+	for p, n := range s {
+		if upper[p] == nil && !hides(p) {
+			upper[p] = n
+		}
+	}
+	return upper, nil
+}
+
+// tree is the tree that s makes, without x. It closes files when it is closed.
+func (s source) tree(files *bundle, x Excludes) (*Tree, error) {
+	u := &users{source: s, open: (*inode).content, known: make(map[string]map[string]uint32)}
+	names := make([]named, 0, len(s))
+	for p, n := range s {
+		for _, a := range n.acls {
+			value, err := a.binary(u)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", p, err)
+			}
+			if value != "" {
+				n.setXattr(a.xattr, value)
+			}
+		}
+		n.acls = nil
+		names = append(names, named{p, n})
+	}
+	es, err := entries(names, x.drop)
+	if err != nil {
+		return nil, err
+	}
+	inodes := make(map[string]*inode)
+	for _, n := range s {
+		if n.place != nil {
+			inodes[n.Path] = n
+		}
+	}
+	return &Tree{Entries: es, close: files.Close, open: func(e image.Entry) (io.ReadCloser, error) {
+		n := inodes[e.Path]
+		if n == nil {
+			return nil, errors.New("has no content")
+		}
+		return io.NopCloser(n.content()), nil
+	}}, nil
+}
+
+func (n *inode) content() io.Reader {
+	if n.place == nil {
+		return strings.NewReader("")
+	}
+	return io.NewSectionReader(n.place.file, n.place.at, n.Size)
+}
+
+func (n *inode) setXattr(name, value string) {
+	if n.Xattrs == nil {
+		n.Xattrs = make(map[string]string)
+	}
+	n.Xattrs[name] = value
 }
 
 // decompress gives a file with the plain tar stream of f: f itself, where it
@@ -119,9 +260,9 @@ func decompress(f *os.File, temp string) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.Copy(out, r); err != nil {
+	if n, err := io.Copy(out, r); err != nil {
 		out.Close()
-		return nil, fmt.Errorf("unpack: %w", err)
+		return nil, fmt.Errorf("unpack: after %d bytes: %w", n, err)
 	}
 	return out, nil
 }
@@ -156,9 +297,10 @@ func nameless(temp string) (*os.File, error) {
 
 // A spool holds the expanded content of sparse members, with their holes.
 type spool struct {
-	temp string
-	f    *os.File
-	end  int64
+	temp  string
+	files *bundle
+	f     *os.File
+	end   int64
 }
 
 func (s *spool) add(r io.Reader, size int64) (_ *place, err error) {
@@ -166,6 +308,7 @@ func (s *spool) add(r io.Reader, size int64) (_ *place, err error) {
 		if s.f, err = nameless(s.temp); err != nil {
 			return nil, err
 		}
+		s.files.add(s.f)
 	}
 	p := &place{file: s.f, at: s.end}
 	block := make([]byte, 64<<10)
@@ -186,38 +329,61 @@ func (s *spool) add(r io.Reader, size int64) (_ *place, err error) {
 	return p, s.f.Truncate(s.end)
 }
 
-// readTar lists the members of a plain tarball and where their contents lie.
-func readTar(f *os.File, sparse *spool) (source, error) {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
+// blocks is a tarball that says whether the last header read was all zeros,
+// which is the mark at the end; archive/tar does not miss it.
+type blocks struct {
+	*os.File
+	zero bool
+}
+
+func (b *blocks) Read(p []byte) (int, error) {
+	n, err := b.File.Read(p)
+	if n > 0 {
+		b.zero = n == len(block) && bytes.Equal(p[:n], block[:])
 	}
+	return n, err
+}
+
+var block [512]byte
+
+// readTar lists the members of a plain tarball and where their contents lie, and
+// says whether the mark at the end is there. Hard links may name files of lower.
+func readTar(f *os.File, sparse *spool, lower source) (s source, ended bool, err error) {
 	end, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	s := make(source)
-	r := tar.NewReader(f) // it seeks over contents
+	s = make(source)
+	b := &blocks{File: f}
+	r := tar.NewReader(b) // it seeks over contents
+	last := "the beginning"
 	for {
 		h, err := r.Next()
 		if err == io.EOF {
-			return s, nil
+			return s, b.zero, nil
+		}
+		at, serr := f.Seek(0, io.SeekCurrent)
+		if serr != nil {
+			return nil, false, serr
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, fmt.Errorf("at byte %d of %d, after %s: %w", at, end, last, err)
 		}
+		last = fmt.Sprintf("%q", h.Name)
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue // git's comment
 		}
-		if err := s.add(h, f, r, sparse, end); err != nil {
-			return nil, fmt.Errorf("%q: %w", h.Name, err)
+		if err := s.add(h, at, end, f, r, sparse, lower); err != nil {
+			return nil, false, fmt.Errorf("%q: %w", h.Name, err)
 		}
+		b.zero = false
 	}
 }
 
-func (s source) add(h *tar.Header, f *os.File, r io.Reader, sparse *spool, end int64) error {
+func (s source) add(h *tar.Header, at, end int64, f *os.File, r io.Reader, sparse *spool, lower source) error {
 	name, err := clean(h.Name)
 	if err != nil {
 		return err
@@ -228,6 +394,9 @@ func (s source) add(h *tar.Header, f *os.File, r io.Reader, sparse *spool, end i
 			return fmt.Errorf("hard link to %q: %w", h.Linkname, err)
 		}
 		n := s[target]
+		if n == nil {
+			n = lower[target]
+		}
 		if n == nil || n.Type == image.Dir {
 			return fmt.Errorf("hard link to %q, which is no earlier file of the tarball", h.Linkname)
 		}
@@ -255,10 +424,6 @@ func (s source) add(h *tar.Header, f *os.File, r io.Reader, sparse *spool, end i
 			}
 			break
 		}
-		at, err := f.Seek(0, io.SeekCurrent)
-		if err != nil {
-			return err
-		}
 		if n.Size > end-at {
 			return fmt.Errorf("content at %d+%d, tarball ends at %d", at, n.Size, end)
 		}
@@ -282,17 +447,15 @@ func (s source) add(h *tar.Header, f *os.File, r io.Reader, sparse *spool, end i
 		return fmt.Errorf("has the unknown type %q", h.Typeflag)
 	}
 	for key, value := range h.PAXRecords {
-		if strings.HasPrefix(key, "SCHILY.acl.") {
-			return errors.New("has an ACL in text form: make the tarball with --xattrs --xattrs-include='*' and without --acls")
-		}
 		xattr, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok || !keeps(xattr) {
-			continue
+		if xattr = strings.ReplaceAll(xattr, "%3D", "="); ok && keeps(xattr) {
+			n.setXattr(xattr, value)
 		}
-		if n.Xattrs == nil {
-			n.Xattrs = make(map[string]string)
+	}
+	for key, xattr := range map[string]string{"SCHILY.acl.access": aclAccess, "SCHILY.acl.default": aclDefault} {
+		if text, ok := h.PAXRecords[key]; ok && n.Xattrs[xattr] == "" {
+			n.acls = append(n.acls, acl{xattr, text})
 		}
-		n.Xattrs[strings.ReplaceAll(xattr, "%3D", "=")] = value
 	}
 	s[name] = n
 	return nil

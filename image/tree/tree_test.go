@@ -70,7 +70,7 @@ func TestEverySourceSameLayer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("directory", func(t *testing.T) {
-		tr, err := tree.FromDir(dir)
+		tr, err := tree.FromDir(dir, tree.Builtin())
 		same(t, tr, err, want, index)
 	})
 	tarball := filepath.Join(t.TempDir(), "tar")
@@ -92,7 +92,7 @@ func TestEverySourceSameLayer(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			temp := t.TempDir()
-			tr, err := tree.FromTar(tarball, temp)
+			tr, err := tree.FromTar(tarball, temp, tree.Builtin())
 			same(t, tr, err, want, index)
 			if left, _ := os.ReadDir(temp); len(left) > 0 {
 				t.Fatalf("left behind: %v", left)
@@ -103,7 +103,7 @@ func TestEverySourceSameLayer(t *testing.T) {
 		if err := os.WriteFile(tarball, layer, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		tr, err := tree.FromTar(tarball, t.TempDir())
+		tr, err := tree.FromTar(tarball, t.TempDir(), tree.Builtin())
 		same(t, tr, err, want, index)
 	})
 }
@@ -115,7 +115,7 @@ func TestDeepDirectory(t *testing.T) {
 	if _, err := image.Extract(context.Background(), dir, image.Options{Unprivileged: true}, image.Layer{Descriptor: want, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}
-	tr, err := tree.FromDir(dir)
+	tr, err := tree.FromDir(dir, tree.Builtin())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,10 +230,10 @@ func TestFromTar(t *testing.T) {
 		{name: "hard link through a symlink", members: []member{link(tar.TypeSymlink, "a", "/etc"), link(tar.TypeLink, "b", "a/passwd")}, err: "no earlier file"},
 		{name: "hard link to a directory", members: []member{dir("a"), link(tar.TypeLink, "b", "a")}, err: "no earlier file"},
 		{name: "hard link ahead", members: []member{link(tar.TypeLink, "b", "a"), file("a", "")}, err: "no earlier file"},
-		{name: "ACL as text", members: []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: map[string]string{"SCHILY.acl.access": "user::rwx"}}}}, err: "ACL in text form"},
+		{name: "ACL of half an entry", members: []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: map[string]string{"SCHILY.acl.access": "user::rwx"}}}}, err: `"a": ACL "user::rwx" has no entry`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tr, err := tree.FromTar(write(t, tt.members), t.TempDir())
+			tr, err := tree.FromTar(write(t, tt.members), t.TempDir(), tree.Builtin())
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Fatalf("FromTar: %v, want %q", err, tt.err)
@@ -266,7 +266,7 @@ func TestTruncated(t *testing.T) {
 		if err := os.WriteFile(whole, b[:size], 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if tr, err := tree.FromTar(whole, t.TempDir()); err == nil {
+		if tr, err := tree.FromTar(whole, t.TempDir(), tree.Builtin()); err == nil {
 			t.Errorf("%d of %d bytes: %s", size, len(b), list(t, tr))
 		}
 	}
@@ -279,7 +279,7 @@ func TestFromDirEmpties(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tr, err := tree.FromDir(d)
+	tr, err := tree.FromDir(d, tree.Builtin())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func FuzzFromTar(f *testing.F) {
 		if err := os.WriteFile(name, b, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		tr, err := tree.FromTar(name, "")
+		tr, err := tree.FromTar(name, "", tree.Builtin())
 		if err != nil {
 			return
 		}

@@ -24,12 +24,12 @@ func publish(t *testing.T, images *store.Store, name string) store.Version {
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte(name), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	tr, err := tree.FromDir(dir)
+	tr, err := tree.FromDir(dir, tree.Excludes{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	v, err := images.Publish(name, func(w io.Writer) (image.Descriptor, error) { return image.Write(w, tr.Entries, tr.Open) }, store.Config{})
+	v, err := images.Publish(t.Context(), name, store.Publication{Layer: func(w io.Writer) (image.Descriptor, error) { return image.Write(w, tr.Entries, tr.Open) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestADamagedImageDoesNotKeepTheOthersOut(t *testing.T) {
 	}
 	defer ln.Close()
 	s := &seed.Seeder{Store: images, Peer: swarm.NewPeer(ln, slog.New(slog.DiscardHandler))}
-	if err := s.All(); err == nil || !strings.Contains(err.Error(), "seed damaged:1: layer ") {
+	if err := s.All(t.Context()); err == nil || !strings.Contains(err.Error(), "seed damaged:1: layer ") {
 		t.Errorf("All: %v, want the damaged image named", err)
 	}
 	if !s.Known(infohash(t, images, good.Layers[0].Torrent)) {
@@ -80,7 +80,7 @@ func TestADamagedImageDoesNotKeepTheOthersOut(t *testing.T) {
 	if s.Known(infohash(t, images, late.Layers[0].Torrent)) {
 		t.Error("an image that nobody asked for is offered")
 	}
-	if i, err := s.Image("late"); err != nil || i.Name != "late:1" {
+	if i, err := s.Image(t.Context(), "late"); err != nil || i.Name != "late:1" {
 		t.Errorf("Image: %+v, %v", i, err)
 	}
 	if !s.Known(infohash(t, images, late.Layers[0].Torrent)) {
@@ -104,7 +104,7 @@ func TestATorrentOfSomethingElseIsNotOffered(t *testing.T) {
 	}
 	defer ln.Close()
 	s := &seed.Seeder{Store: images, Peer: swarm.NewPeer(ln, slog.New(slog.DiscardHandler))}
-	if _, err := s.Image("wrong"); err == nil || !strings.Contains(err.Error(), "torrent is of 5 bytes") {
+	if _, err := s.Image(t.Context(), "wrong"); err == nil || !strings.Contains(err.Error(), "torrent is of 5 bytes") {
 		t.Errorf("Image: %v, want both sizes", err)
 	}
 	if s.Known(infohash(t, images, v.Layers[0].Torrent)) {
