@@ -173,7 +173,7 @@ func TestAnyOrder(t *testing.T) {
 }
 
 func TestFlippedBit(t *testing.T) {
-	tree := imagetest.New().Dir("d").File("d/f", imagetest.Noise(1, 9<<20))
+	tree := imagetest.New().Dir("d").File("d/f", imagetest.Noise(1, 17<<20))
 	layer, d := tree.Layer(t)
 	x := readIndex(t, layer, d)
 	dir := t.TempDir()

@@ -19,26 +19,29 @@ import (
 	"rookery/wire"
 )
 
-// Frames are cut at 4 MiB of the stream: smaller ones cost size (2 MiB 0.6 %,
-// 1 MiB 2 % at level 3), larger ones memory and granularity. A frame that
-// already has frameEnough is not filled up with the beginning of the next file.
+// Frames are cut at 8 MiB of the stream, above the 4 MiB at which a layer takes
+// 7 % more than one `zstd -9`: docs/layer-format.md has the measurements. A
+// frame that already has frameEnough is not filled up with the beginning of the
+// next file.
 const (
-	frameSize   = 4 << 20
-	frameEnough = 3 << 20
+	frameSize   = 8 << 20
+	frameEnough = 6 << 20
 	tarBlock    = 512
 )
 
-// level is klauspost's "better". A Debian 12 root of 417 MB, in CPU seconds and
-// MB, 2026-11-22: default 2.3 s 145, better 3.8 s 140, best 17.9 s 133; for
-// comparison in one frame, zstd -3 1.8 s 142, -7 5.9 s 133, -9 7.8 s 124.
-const level = zstd.SpeedBetterCompression
+// level takes five times the CPU of the next one, and 6 % less space.
+const level = zstd.SpeedBestCompression
+
+// maxWorkers bounds memory: a compressor and its frames take 80 MiB. More would
+// wait for the two hashes that go through the stream from end to end.
+const maxWorkers = 16
 
 // newEncoder makes frames that depend on their input only.
-func newEncoder() (*zstd.Encoder, error) {
+func newEncoder(workers int) (*zstd.Encoder, error) {
 	return zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(level),
-		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
-		zstd.WithWindowSize(frameSize))
+		zstd.WithEncoderConcurrency(workers),
+		zstd.WithWindowSize(frameSize)) // matches reach back to the frame's beginning; a power of two
 }
 
 // Write writes a tree as a layer. Entries may come in any order; every parent
@@ -51,13 +54,14 @@ func Write(w io.Writer, entries []Entry, open func(Entry) (io.ReadCloser, error)
 	if err := checkEntries(es); err != nil {
 		return Descriptor{}, err
 	}
-	enc, err := newEncoder()
+	workers := workersFor(es)
+	enc, err := newEncoder(workers)
 	if err != nil {
 		return Descriptor{}, err
 	}
 	defer enc.Close()
 
-	f := newFramer(w, enc)
+	f := newFramer(w, enc, workers)
 	err = writeStream(f, es, open)
 	frames, ferr := f.close()
 	if err = errors.Join(ferr, err); err != nil {
@@ -82,6 +86,15 @@ func Write(w io.Writer, entries []Entry, open func(Entry) (io.ReadCloser, error)
 	}
 	d.Digest, d.Size = sum(f.layer), f.written
 	return d, nil
+}
+
+// workersFor is how many compressors can have something to do.
+func workersFor(es []Entry) int {
+	plain := int64(0)
+	for i := range es {
+		plain += tarBlock + es[i].Size
+	}
+	return int(min(1+plain/frameSize, maxWorkers, int64(runtime.GOMAXPROCS(0))))
 }
 
 func sum(h hash.Hash) wire.Digest { return wire.DigestSum([32]byte(h.Sum(nil))) }
@@ -222,8 +235,7 @@ type job struct {
 	done              chan struct{}
 }
 
-func newFramer(w io.Writer, enc *zstd.Encoder) *framer {
-	workers := runtime.GOMAXPROCS(0)
+func newFramer(w io.Writer, enc *zstd.Encoder, workers int) *framer {
 	inFlight := 2*workers + 1
 	f := &framer{
 		w: w, enc: enc, layer: sha256.New(), diff: sha256.New(),
