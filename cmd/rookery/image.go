@@ -69,9 +69,9 @@ func capture(source, temp string) (*tree.Tree, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		return tree.FromDir(source)
+		return tree.FromDir(source, tree.Builtin())
 	}
-	return tree.FromTar(source, temp)
+	return tree.FromTar(source, temp, tree.Builtin())
 }
 
 func openImages(dir stateDir) (*store.Store, error) {
