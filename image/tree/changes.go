@@ -156,10 +156,10 @@ func Changes(ctx context.Context, parent *image.View, t *Tree, checksum bool) (*
 
 // A Change is one path in which two versions differ.
 type Change struct {
-	Path  string `json:"path"`
-	Kind  string `json:"kind"`           // added, removed, changed
+	Path  string   `json:"path"`
+	Kind  string   `json:"kind"`           // added, removed, changed
 	What  []string `json:"what,omitempty"` // of changed: in what
-	Bytes int64  `json:"bytes"`          // of content that is in only one of them: b's, or a's when removed
+	Bytes int64    `json:"bytes"`          // of content that is in only one of them: b's, or a's when removed
 }
 
 // Diff lists in what b differs from a, in the order of the paths.
