@@ -189,15 +189,15 @@ func (s *site) take(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *site) blob(w http.ResponseWriter, r *http.Request) {
-	f, size, err := s.images.Blob(wire.Digest(path.Base(r.URL.Path)))
+	f, err := s.images.Blob(r.Context(), wire.Digest(path.Base(r.URL.Path)))
 	if err != nil {
 		http.NotFound(w, r)
 		return
 	}
 	defer f.Close()
-	var content io.ReadSeeker = io.NewSectionReader(f, 0, size)
+	var content io.ReadSeeker = io.NewSectionReader(f, 0, f.Size())
 	if strings.HasPrefix(r.URL.Path, wire.PathLayers) {
-		content = io.NewSectionReader(layer{s, f}, 0, size)
+		content = io.NewSectionReader(layer{s, f}, 0, f.Size())
 	}
 	http.ServeContent(w, r, "", time.Time{}, content)
 }

@@ -48,9 +48,9 @@ changes: to publish something else, use another tag. What is in /proc, /sys, /de
 			if len(t.Entries) <= 1 { // the root itself
 				return fmt.Errorf("import %s: %s holds no files", name, source)
 			}
-			v, err := images.Publish(name, func(w io.Writer) (image.Descriptor, error) {
+			v, err := images.Publish(cmd.Context(), name, store.Publication{Layer: func(w io.Writer) (image.Descriptor, error) {
 				return image.Write(stoppable{cmd.Context(), w}, t.Entries, t.Open)
-			}, store.Config{Comment: "imported from " + filepath.Base(source)})
+			}, Config: store.Config{Comment: "imported from " + filepath.Base(source)}})
 			if err != nil {
 				return err
 			}
@@ -120,7 +120,7 @@ func imageList(dir func() stateDir) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			versions, err := images.List()
+			versions, err := images.List(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -151,7 +151,7 @@ func imageShow(dir func() stateDir) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := images.Resolve(args[0])
+			v, err := images.Resolve(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -56,7 +56,7 @@ func withClient(ctx context.Context, dir stateDir, do func(*httpd.Client) error)
 	}
 	defer records.Close()
 	find := func(name string) (wire.Image, error) {
-		v, err := images.Resolve(name)
+		v, err := images.Resolve(ctx, name)
 		return seed.Named(v), err
 	}
 	log := slog.New(slog.DiscardHandler)

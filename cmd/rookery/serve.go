@@ -182,7 +182,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	peer := swarm.NewPeer(seeds, log)
 	seeder := &seed.Seeder{Store: images, Peer: peer, Tracker: where.HTTP + wire.PathAnnounce}
-	if err := seeder.All(); err != nil { // of an image; the nodes of the others need us
+	if err := seeder.All(ctx); err != nil { // of an image; the nodes of the others need us
 		log.Error("not every image can be installed", "err", err)
 	}
 	records, err := store.Open(dir.records())
@@ -191,7 +191,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	defer records.Close()
 	machines, err := fleet.New(ctx, fleet.Config{
-		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
+		Store: records, Images: func(name string) (wire.Image, error) { return seeder.Image(ctx, name) }, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
 	})
 	if err != nil {
 		return err

@@ -1,239 +1,77 @@
-// Package store keeps layers and versions of images in an OCI layout directory
-// (image-spec v1.1), so that skopeo and podman read what it holds.
+// Package store keeps layers and versions of images: in an OCI layout directory
+// (image-spec v1.1), so that skopeo and podman read what it holds, or wherever
+// else a Backend keeps blobs and names.
 package store
 
 import (
-	"bufio"
-	"encoding/json"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"rookery/image"
 	"rookery/image/oci"
 	"rookery/wire"
 )
 
-var (
-	// ErrNotFound is wrapped where a name or a blob is not in the store.
-	ErrNotFound = errors.New("not found")
-	// ErrExists is wrapped where a version would have to change.
-	ErrExists = errors.New("exists with other content")
-)
-
-// A Store is an OCI layout directory. Several processes may use one at once:
-// publishing locks it, and what is read never changes.
+// A Store keeps versions, which never change, and tags, names of versions that
+// may come to mean others. It is safe for use by many goroutines, and so is
+// what it lies in by many processes.
 type Store struct {
 	// Torrent makes the metainfo file of a layer. Nil makes none; layers
 	// published so cannot be had from a swarm.
 	Torrent func(layer io.Reader, size int64, digest wire.Digest) ([]byte, error)
 
-	dir string
+	backend Backend
+
+	mu    sync.Mutex
+	known map[wire.Digest]Version // by manifest: what manifest and config say
+	where map[wire.Digest]Ref     // each blob of what is known
+}
+
+// New is the store that b holds.
+func New(b Backend) *Store {
+	return &Store{backend: b, known: map[wire.Digest]Version{}, where: map[wire.Digest]Ref{}}
 }
 
 // A Version is an image as it was published.
 type Version struct {
-	Name     string // "debian12:1"
-	Manifest wire.Digest
-	Size     int64 // of the layers, bytes
-	Created  time.Time
-	Layers   []oci.Layer
-}
-
-// A Config is what the publisher says about a version. It is part of what the
-// manifest's digest covers.
-type Config struct {
-	Created      time.Time // zero means now
-	Architecture string    // as GOARCH writes it; "" means this machine's
+	Name         string   // "debian12:1"
+	Tags         []string // other names it has now, "debian12:latest"
+	Manifest     wire.Digest
+	Size         int64 // of the layers, bytes
+	Created      time.Time
+	Architecture string // as GOARCH writes it
 	Comment      string
-}
+	Labels       map[string]string
+	Layers       []oci.Layer // lowest first
 
-// Open opens the store in dir and makes it when there is none.
-func Open(dir string) (*Store, error) {
-	s := &Store{dir: dir}
-	if err := s.init(); err != nil {
-		return nil, fmt.Errorf("image store %s: %w", dir, err)
-	}
-	return s, nil
-}
-
-func (s *Store) init() error {
-	if err := os.MkdirAll(s.blobs(), 0o755); err != nil {
-		return err
-	}
-	const layout = `{"imageLayoutVersion":"1.0.0"}`
-	b, err := os.ReadFile(s.path("oci-layout"))
-	if err == nil {
-		var v struct {
-			Version string `json:"imageLayoutVersion"`
-		}
-		if err := json.Unmarshal(b, &v); err != nil || v.Version != "1.0.0" {
-			return fmt.Errorf("oci-layout is %.80q, want %s", b, layout)
-		}
-		_, err := s.readIndex()
-		return err
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	// oci-layout comes last: without it the store is made again.
-	unlock, err := s.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if _, err := os.Stat(s.path("index.json")); errors.Is(err, fs.ErrNotExist) {
-		if err := s.writeIndex(oci.Index{SchemaVersion: 2, MediaType: oci.TypeIndex, Manifests: []oci.Content{}}); err != nil {
-			return err
-		}
-	}
-	return s.replace("oci-layout", []byte(layout))
-}
-
-func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
-func (s *Store) blobs() string           { return s.path("blobs/sha256") }
-
-// Path is where a blob lies, whether it is there or not.
-func (s *Store) Path(d wire.Digest) string { return filepath.Join(s.blobs(), d.Hex()) }
-
-// Blob opens a blob of any kind: manifest, config, layer, torrent. The caller
-// closes it.
-func (s *Store) Blob(d wire.Digest) (*os.File, int64, error) {
-	if err := d.Check(); err != nil {
-		return nil, 0, fmt.Errorf("image store: %w", err)
-	}
-	f, err := os.Open(s.Path(d))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, fmt.Errorf("image store: blob %s: %w", d, ErrNotFound)
-	}
-	if err != nil {
-		return nil, 0, fmt.Errorf("image store: %w", err)
-	}
-	st, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, 0, fmt.Errorf("image store: %w", err)
-	}
-	return f, st.Size(), nil
-}
-
-// readBlob reads and verifies a small blob.
-func (s *Store) readBlob(d wire.Digest) ([]byte, error) {
-	f, _, err := s.Blob(d)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := oci.ReadBounded(f)
-	if err == nil {
-		err = d.Verify(b)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("image store: blob %s: %w", d, err)
-	}
-	return b, nil
-}
-
-// List gives all versions in the order of their publication.
-func (s *Store) List() ([]Version, error) {
-	x, err := s.readIndex()
-	if err != nil {
-		return nil, err
-	}
-	var versions []Version
-	for _, c := range x.Manifests {
-		if name := c.Annotations[oci.KeyRefName]; name == "" || strings.HasSuffix(name, ":"+latest) {
-			continue
-		}
-		v, err := s.version(c)
-		if err != nil {
-			return nil, err
-		}
-		versions = append(versions, v)
-	}
-	return versions, nil
-}
-
-// Resolve finds a version by name: "debian12:1", or "debian12" and
-// "debian12:latest" for the one published last. The Version has its own name.
-func (s *Store) Resolve(name string) (Version, error) {
-	repo, tag, tagged := strings.Cut(name, ":")
-	if !tagged {
-		tag = latest
-	}
-	x, err := s.readIndex()
-	if err != nil {
-		return Version{}, err
-	}
-	c := find(x, repo+":"+tag)
-	if c == nil {
-		return Version{}, fmt.Errorf("image %q: %w", name, ErrNotFound)
-	}
-	if own := find(x, c.Annotations[oci.KeyVersion]); own != nil {
-		c = own
-	}
-	return s.version(*c)
-}
-
-func find(x oci.Index, name string) *oci.Content {
-	for i := range x.Manifests {
-		if name != "" && x.Manifests[i].Annotations[oci.KeyRefName] == name {
-			return &x.Manifests[i]
-		}
-	}
-	return nil
-}
-
-// version reads what c, an entry of index.json, stands for.
-func (s *Store) version(c oci.Content) (Version, error) {
-	v := Version{Name: c.Annotations[oci.KeyRefName], Manifest: c.Digest}
-	b, err := s.readBlob(c.Digest)
-	if err != nil {
-		return v, fmt.Errorf("image %q: %w", v.Name, err)
-	}
-	m, layers, err := oci.ParseManifest(b)
-	if err != nil {
-		return v, fmt.Errorf("image %q: %w", v.Name, err)
-	}
-	v.Layers = layers
-	if b, err = s.readBlob(m.Config.Digest); err != nil {
-		return v, fmt.Errorf("image %q: config: %w", v.Name, err)
-	}
-	var cfg oci.Config
-	if err := json.Unmarshal(b, &cfg); err != nil {
-		return v, fmt.Errorf("image %q: config: %w", v.Name, err)
-	}
-	if len(cfg.RootFS.DiffIDs) != len(v.Layers) {
-		return v, fmt.Errorf("image %q: config has %d diff IDs, manifest %d layers", v.Name, len(cfg.RootFS.DiffIDs), len(v.Layers))
-	}
-	v.Created = cfg.Created
-	for i := range v.Layers {
-		v.Layers[i].DiffID = cfg.RootFS.DiffIDs[i]
-		v.Size += v.Layers[i].Size
-	}
-	return v, nil
+	// Err is why a version that List found cannot be read. Of such a version
+	// there are only Name, Tags and Manifest.
+	Err error
 }
 
 // latest is the tag that moves along.
 const latest = "latest"
 
-// A tag is what OCI allows; a name leaves out registries and slashes.
-var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,127}:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+// Names are what both an OCI layout and a registry can hold: a repository of
+// distribution-spec v1.1 without slashes, and a tag.
+var (
+	validRepo = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
+	validTag  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+)
 
 // CheckName says what keeps name from naming a version, or nil.
 func CheckName(name string) error {
-	if !validName.MatchString(name) {
-		return fmt.Errorf("image name %.80q: want NAME:TAG, of letters, digits, '.', '_' and '-'", name)
+	if err := checkTag(name); err != nil {
+		return err
 	}
 	if strings.HasSuffix(name, ":"+latest) {
 		return fmt.Errorf("image name %q: the tag %q follows the versions by itself", name, latest)
@@ -241,265 +79,318 @@ func CheckName(name string) error {
 	return nil
 }
 
-// Publish makes a new version of one layer, which layer writes; image.Write
-// does. It is in the store completely or not at all. Publishing the same
-// layer under the same name again gives the version that is there; another one
-// is refused with ErrExists.
-func (s *Store) Publish(name string, layer func(io.Writer) (image.Descriptor, error), cfg Config) (Version, error) {
-	v, err := s.publish(name, layer, cfg)
+func checkTag(name string) error {
+	repo, tag, _ := strings.Cut(name, ":")
+	if len(repo) > 128 || !validRepo.MatchString(repo) || !validTag.MatchString(tag) {
+		return fmt.Errorf("image name %.80q: want NAME:TAG, both of letters and digits, with '.', '_' and '-' between them, NAME in lower case", name)
+	}
+	return nil
+}
+
+func repoOf(name string) string {
+	repo, _, _ := strings.Cut(name, ":")
+	return repo
+}
+
+// List gives all versions, the oldest first. One that cannot be read has an Err.
+func (s *Store) List(ctx context.Context) ([]Version, error) {
+	names, err := s.backend.Names(ctx)
 	if err != nil {
-		return Version{}, fmt.Errorf("publish %s: %w", name, err)
+		return nil, err
+	}
+	versions, err := s.versions(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	s.forget(versions)
+	return versions, nil
+}
+
+// Resolve finds a version by name: "debian12:1", or a tag of it; "debian12" is
+// "debian12:latest", the one published last if nobody moved that tag.
+func (s *Store) Resolve(ctx context.Context, name string) (Version, error) {
+	names, err := s.backend.Names(ctx)
+	if err != nil {
+		return Version{}, err
+	}
+	v, err := s.resolve(ctx, names, name)
+	if err != nil {
+		return Version{}, fmt.Errorf("image %q: %w", name, err)
 	}
 	return v, nil
 }
 
-func (s *Store) publish(name string, layer func(io.Writer) (image.Descriptor, error), cfg Config) (Version, error) {
-	if err := CheckName(name); err != nil {
-		return Version{}, err
+func (s *Store) resolve(ctx context.Context, names []Name, name string) (Version, error) {
+	if !strings.Contains(name, ":") {
+		name += ":" + latest
 	}
-	unlock, err := s.lock()
+	n, ok := find(names, name)
+	if !ok {
+		return Version{}, ErrNotFound
+	}
+	v, err := s.version(ctx, n)
+	if errors.Is(err, ErrNotFound) { // the name is there
+		err = errors.New(err.Error())
+	}
 	if err != nil {
 		return Version{}, err
 	}
-	defer unlock()
-	if err := s.sweep(); err != nil {
-		return Version{}, err
-	}
+	return named(v, alike(names, n)), nil
+}
 
-	d, err := s.addLayer(layer)
-	if err != nil {
-		return Version{}, err
+func find(names []Name, name string) (Name, bool) {
+	i := slices.IndexFunc(names, func(n Name) bool { return n.Name == name })
+	if i < 0 {
+		return Name{}, false
 	}
-	x, err := s.readIndex()
-	if err != nil {
-		return Version{}, err
+	return names[i], true
+}
+
+// alike are the names that mean what n means.
+func alike(names []Name, n Name) (same []Name) {
+	for _, m := range names {
+		if m.Manifest == n.Manifest && repoOf(m.Name) == repoOf(n.Name) {
+			same = append(same, m)
+		}
 	}
-	if c := find(x, name); c != nil {
-		old, err := s.version(*c)
+	return same
+}
+
+// named gives v its names: its own is the one it was published under, or the
+// first of them if somebody else gave it others.
+func named(v Version, names []Name) Version {
+	if _, ok := find(names, v.Name); !ok {
+		v.Name = names[0].Name
+	}
+	v.Tags = nil
+	for _, n := range names {
+		if n.Name != v.Name {
+			v.Tags = append(v.Tags, n.Name)
+		}
+	}
+	return v
+}
+
+// versions reads what names mean, the oldest first. Images that are none of ours, in a
+// registry say, are left out.
+func (s *Store) versions(ctx context.Context, names []Name) ([]Version, error) {
+	type key struct {
+		repo     string
+		manifest wire.Digest
+	}
+	same := map[key][]Name{}
+	var order []key
+	for _, n := range names {
+		k := key{repoOf(n.Name), n.Manifest}
+		if same[k] == nil {
+			order = append(order, k)
+		}
+		same[k] = append(same[k], n)
+	}
+	versions := make([]Version, len(order))
+	each(len(order), func(i int) {
+		group := same[order[i]]
+		v, err := s.version(ctx, group[0])
 		if err != nil {
-			return Version{}, err
+			v = Version{Manifest: group[0].Manifest, Err: err}
 		}
-		if have := old.Layers[0].Digest; have != d.Digest {
-			s.dropUnused(x, d.Digest)
-			return Version{}, fmt.Errorf("layer is %s, the version has %s: %w", d.Digest, have, ErrExists)
-		}
-		return old, nil
-	}
-	l := oci.Layer{Descriptor: d}
-	if l.Torrent, err = s.addTorrent(d); err != nil {
-		return Version{}, fmt.Errorf("torrent: %w", err)
-	}
-	return s.addVersion(x, name, l, cfg)
-}
-
-// dropUnused removes a layer that no version has.
-func (s *Store) dropUnused(x oci.Index, d wire.Digest) {
-	for _, c := range x.Manifests {
-		v, err := s.version(c)
-		if err != nil || slices.ContainsFunc(v.Layers, func(l oci.Layer) bool { return l.Digest == d }) {
-			return // rather too much than too little is kept
-		}
-	}
-	os.Remove(s.Path(d))
-}
-
-func (s *Store) addLayer(write func(io.Writer) (image.Descriptor, error)) (image.Descriptor, error) {
-	var d image.Descriptor
-	err := s.write(func(f *os.File) (string, error) {
-		w := bufio.NewWriterSize(f, 1<<20)
-		var err error
-		if d, err = write(w); err != nil {
-			return "", err
-		}
-		if err := w.Flush(); err != nil {
-			return "", err
-		}
-		st, err := f.Stat()
-		if err != nil {
-			return "", err
-		}
-		if err := d.Check(); err != nil {
-			return "", err
-		}
-		if st.Size() != d.Size {
-			return "", fmt.Errorf("layer says %d bytes, wrote %d", d.Size, st.Size())
-		}
-		return s.Path(d.Digest), nil
+		versions[i] = named(v, group)
 	})
-	return d, err
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	versions = slices.DeleteFunc(versions, func(v Version) bool { return errors.Is(v.Err, errForeign) })
+	slices.SortStableFunc(versions, func(a, b Version) int { return a.Created.Compare(b.Created) })
+	return versions, nil
 }
 
-func (s *Store) addTorrent(d image.Descriptor) (wire.Digest, error) {
-	if s.Torrent == nil {
-		return "", nil
+// each calls do for every i below n, several at a time: in a registry each is a
+// request or two.
+func each(n int, do func(i int)) {
+	var all sync.WaitGroup
+	next := make(chan int)
+	for range min(n, 16) {
+		all.Go(func() {
+			for i := range next {
+				do(i)
+			}
+		})
 	}
-	f, size, err := s.Blob(d.Digest)
-	if err != nil {
-		return "", err
+	for i := range n {
+		next <- i
 	}
-	defer f.Close()
-	b, err := s.Torrent(f, size, d.Digest)
-	if err != nil {
-		return "", err
-	}
-	return s.addBlob(b)
+	close(next)
+	all.Wait()
 }
 
-func (s *Store) addVersion(x oci.Index, name string, l oci.Layer, cfg Config) (Version, error) {
-	if cfg.Created.IsZero() {
-		cfg.Created = time.Now()
+// errForeign is what a manifest is that Rookery did not write.
+var errForeign = errors.New("not published by Rookery")
+
+// version reads what n means. Name is what the manifest says.
+func (s *Store) version(ctx context.Context, n Name) (Version, error) {
+	s.mu.Lock()
+	v, ok := s.known[n.Manifest]
+	s.mu.Unlock()
+	if ok {
+		return v, nil
 	}
-	created := cfg.Created.UTC().Truncate(time.Second)
-	if cfg.Architecture == "" {
-		cfg.Architecture = runtime.GOARCH
-	}
-	c := oci.Config{
-		Created: created, Architecture: cfg.Architecture, OS: "linux",
-		History: []oci.History{{Created: created, CreatedBy: "rookery", Comment: cfg.Comment}},
-	}
-	c.RootFS.Type = "layers"
-	c.RootFS.DiffIDs = []wire.Digest{l.DiffID}
-	configContent, err := s.addJSON(oci.TypeConfig, c)
+	v, config, err := s.read(ctx, n)
 	if err != nil {
 		return Version{}, err
 	}
-	stamp := created.Format(time.RFC3339)
-	entry, err := s.addJSON(oci.TypeManifest, oci.Manifest{
-		SchemaVersion: 2, MediaType: oci.TypeManifest,
-		Config: configContent, Layers: []oci.Content{l.Content()},
-		Annotations: map[string]string{oci.KeyCreated: stamp},
-	})
-	if err != nil {
-		return Version{}, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known[n.Manifest] = v
+	repo := repoOf(n.Name)
+	s.where[n.Manifest] = Ref{Repo: repo, Digest: n.Manifest, Manifest: true}
+	s.where[config] = Ref{Repo: repo, Digest: config}
+	for _, l := range v.Layers {
+		s.where[l.Digest] = Ref{Repo: repo, Digest: l.Digest}
+		s.where[l.Torrent] = Ref{Repo: repo, Digest: l.Torrent}
 	}
-	entry.Annotations = map[string]string{oci.KeyRefName: name, oci.KeyCreated: stamp}
-	repo, _, _ := strings.Cut(name, ":")
-	alias := entry
-	alias.Annotations = map[string]string{oci.KeyRefName: repo + ":" + latest, oci.KeyCreated: stamp, oci.KeyVersion: name}
-	x.Manifests = slices.DeleteFunc(x.Manifests, func(c oci.Content) bool {
-		return c.Annotations[oci.KeyRefName] == alias.Annotations[oci.KeyRefName]
-	})
-	x.Manifests = append(x.Manifests, entry, alias)
-	if err := s.writeIndex(x); err != nil {
-		return Version{}, err
-	}
-	return s.version(entry)
+	return v, nil
 }
 
-func (s *Store) addJSON(mediaType string, v any) (oci.Content, error) {
-	b, err := json.Marshal(v)
+// read reads and verifies the manifest and the config of a version.
+func (s *Store) read(ctx context.Context, n Name) (v Version, config wire.Digest, err error) {
+	repo := repoOf(n.Name)
+	b, err := s.readBlob(ctx, Ref{Repo: repo, Digest: n.Manifest, Manifest: true})
 	if err != nil {
-		return oci.Content{}, err
+		return v, "", fmt.Errorf("manifest: %w", err)
 	}
-	d, err := s.addBlob(b)
-	return oci.Content{MediaType: mediaType, Digest: d, Size: int64(len(b))}, err
+	if n.Size != 0 && int64(len(b)) != n.Size {
+		return v, "", fmt.Errorf("manifest %s: %d bytes, the store's index says %d", n.Manifest, len(b), n.Size)
+	}
+	m, layers, err := oci.ParseManifest(b)
+	if err != nil {
+		return v, "", fmt.Errorf("%w: %w", err, errForeign)
+	}
+	if v.Name = m.Annotations[oci.KeyVersion]; v.Name == "" {
+		return v, "", fmt.Errorf("manifest: %s is missing: %w", oci.KeyVersion, errForeign)
+	}
+	config = m.Config.Digest
+	if b, err = s.readBlob(ctx, Ref{Repo: repo, Digest: config}); err != nil {
+		return v, "", fmt.Errorf("config: %w", err)
+	}
+	c, err := oci.ParseConfig(b, len(layers))
+	if err != nil {
+		return v, "", fmt.Errorf("%w: %w", err, errForeign)
+	}
+	v.Manifest, v.Layers = n.Manifest, layers
+	v.Created, v.Architecture, v.Labels = c.Created, c.Architecture, c.Config.Labels
+	if len(c.History) > 0 {
+		v.Comment = c.History[len(c.History)-1].Comment
+	}
+	for i := range v.Layers {
+		v.Layers[i].DiffID = c.RootFS.DiffIDs[i]
+		v.Size += v.Layers[i].Size
+	}
+	return v, config, nil
 }
 
-func (s *Store) addBlob(b []byte) (wire.Digest, error) {
-	d := wire.DigestOf(b)
-	return d, s.write(func(f *os.File) (string, error) {
-		_, err := f.Write(b)
-		return s.Path(d), err
-	})
+// forget lets go of what is known of versions that are gone.
+func (s *Store) forget(versions []Version) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.known) <= 2*len(versions)+100 {
+		return
+	}
+	clear(s.known)
+	clear(s.where)
 }
 
-func (s *Store) readIndex() (x oci.Index, err error) {
-	f, err := os.Open(s.path("index.json"))
-	if err != nil {
-		return x, err
-	}
-	defer f.Close()
-	b, err := oci.ReadBounded(f)
-	if err == nil {
-		err = json.Unmarshal(b, &x)
-	}
-	if err == nil && x.SchemaVersion != 2 {
-		err = fmt.Errorf("version %d, want 2", x.SchemaVersion)
-	}
-	if err != nil {
-		return x, fmt.Errorf("image store %s: index.json: %w", s.dir, err)
-	}
-	return x, nil
-}
-
-func (s *Store) writeIndex(x oci.Index) error {
-	b, err := json.Marshal(x)
-	if err != nil {
-		return err
-	}
-	return s.replace("index.json", b)
-}
-
-func (s *Store) replace(name string, b []byte) error {
-	return s.write(func(f *os.File) (string, error) {
-		_, err := f.Write(b)
-		return s.path(name), err
-	})
-}
-
-// unfinished begins the names of files that are being written.
-const unfinished = ".unfinished-"
-
-// write makes a file appear at once and for good: written beside, synced,
-// renamed to where fill says, and the name synced too.
-func (s *Store) write(fill func(*os.File) (path string, err error)) error {
-	f, err := os.CreateTemp(s.dir, unfinished)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // nothing, once it is renamed
-	path, err := fill(f)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-// lock waits until nobody else publishes.
-func (s *Store) lock() (unlock func() error, err error) {
-	f, err := os.OpenFile(s.path(".lock"), os.O_RDWR|os.O_CREATE, 0o644)
+// readBlob reads and verifies a small blob.
+func (s *Store) readBlob(ctx context.Context, r Ref) ([]byte, error) {
+	f, err := s.backend.Open(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
-			break
-		}
+	defer f.Close()
+	if f.Size() > oci.MaxManifest {
+		return nil, fmt.Errorf("blob %s: %d bytes, at most %d are read", r.Digest, f.Size(), oci.MaxManifest)
+	}
+	b := make([]byte, f.Size())
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) {
+		err = r.Digest.Verify(b)
 	}
 	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, fmt.Errorf("blob %s: %w", r.Digest, err)
 	}
-	return f.Close, nil
+	return b, nil
 }
 
-// sweep removes what a publisher that was killed left behind. The lock is held:
-// nobody else is writing.
-func (s *Store) sweep() error {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return err
+// Blob opens a blob of any kind: manifest, config, layer, torrent. The caller
+// closes it, and ends ctx no earlier.
+func (s *Store) Blob(ctx context.Context, d wire.Digest) (Blob, error) {
+	r := s.ref(d)
+	b, err := s.backend.Open(ctx, r)
+	if r.Repo != "" || !errors.Is(err, ErrNotFound) {
+		return b, err
 	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), unfinished) {
-			if err := os.Remove(s.path(e.Name())); err != nil {
-				return err
-			}
+	// Somebody else may have published it, into a repository that cannot be guessed.
+	if _, err := s.List(ctx); err != nil {
+		return nil, err
+	}
+	if r = s.ref(d); r.Repo == "" {
+		return nil, err
+	}
+	return s.backend.Open(ctx, r)
+}
+
+// ref is where a blob was seen last. Of one never seen there is no Repo.
+func (s *Store) ref(d wire.Digest) Ref {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.where[d], Ref{Digest: d})
+}
+
+// Path is where the file of a blob lies, whether it is there or not; "" when the
+// store is no directory.
+func (s *Store) Path(d wire.Digest) string {
+	if dir, ok := s.backend.(directory); ok {
+		return dir.blob(d)
+	}
+	return ""
+}
+
+// Layers opens the layers of a version, for image.ReadView or image.Extract.
+// The caller closes them, and ends ctx no earlier.
+func (s *Store) Layers(ctx context.Context, v Version) (layers []image.Layer, closeAll func() error, err error) {
+	var blobs []Blob
+	closeAll = func() error {
+		var errs []error
+		for _, b := range blobs {
+			errs = append(errs, b.Close())
+		}
+		return errors.Join(errs...)
+	}
+	for i, l := range v.Layers {
+		b, err := s.backend.Open(ctx, Ref{Repo: repoOf(v.Name), Digest: l.Digest})
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("image %q: layer %d: %w", v.Name, i, err)
+		}
+		blobs = append(blobs, b)
+		layers = append(layers, image.Layer{Descriptor: l.Descriptor, Bytes: b})
+	}
+	return layers, closeAll, nil
+}
+
+// Next is the name that the next version of an image has when nobody gives it
+// another: one more than the highest number there is.
+func (s *Store) Next(ctx context.Context, repo string) (name string, err error) {
+	names, err := s.backend.Names(ctx)
+	if err != nil {
+		return "", err
+	}
+	highest := 0
+	for _, n := range names {
+		tag, ok := strings.CutPrefix(n.Name, repo+":")
+		if v, err := strconv.Atoi(tag); ok && err == nil {
+			highest = max(highest, v)
 		}
 	}
-	return nil
+	name = fmt.Sprintf("%s:%d", repo, highest+1)
+	return name, CheckName(name)
 }

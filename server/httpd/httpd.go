@@ -4,14 +4,15 @@
 package httpd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 	"strings"
+	"time"
 
 	"rookery/boot/netboot"
 	images "rookery/image/store"
@@ -22,9 +23,9 @@ import (
 // A Server answers for a fleet and an image store. All of it is needed.
 type Server struct {
 	Fleet   *fleet.Fleet
-	Blobs   func(wire.Digest) (*os.File, int64, error) // the image store's
-	Boot    fs.FS                                      // has netboot.FileKernel, netboot.FileInitramfs
-	Tracker http.Handler                               // of announce and scrape
+	Blobs   func(context.Context, wire.Digest) (images.Blob, error) // the image store's
+	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
+	Tracker http.Handler                                            // of announce and scrape
 	Site    netboot.Site
 	Log     *slog.Logger
 }
@@ -136,7 +137,7 @@ func (s *Server) blob(contentType string) http.HandlerFunc {
 			s.refuse(w, r, &clientError{http.StatusNotFound, err})
 			return
 		}
-		f, _, err := s.Blobs(d)
+		b, err := s.Blobs(r.Context(), d)
 		if err != nil {
 			if errors.Is(err, images.ErrNotFound) {
 				err = &clientError{http.StatusNotFound, err}
@@ -144,17 +145,16 @@ func (s *Server) blob(contentType string) http.HandlerFunc {
 			s.refuse(w, r, err)
 			return
 		}
-		defer f.Close()
+		defer b.Close()
 		h := w.Header()
 		h.Set("Content-Type", contentType)
 		h.Set("Cache-Control", "public, max-age=31536000, immutable")
 		h.Set("ETag", `"`+string(d)+`"`)
-		st, err := f.Stat()
-		if err != nil {
-			s.refuse(w, r, err)
-			return
+		content, seeks := b.(io.ReadSeeker) // a file: the kernel sends it
+		if !seeks {
+			content = io.NewSectionReader(b, 0, b.Size())
 		}
-		http.ServeContent(w, r, "", st.ModTime(), f)
+		http.ServeContent(w, r, "", time.Time{}, content)
 	}
 }
 

@@ -86,6 +86,10 @@ macs: [52:54:00:00:00:02]
 boot: local
 `
 
+type blob struct{ *os.File }
+
+func (blob) Size() int64 { return int64(len(layer)) }
+
 func TestPublic(t *testing.T) {
 	s := newServer(t)
 	blobs := t.TempDir()
@@ -93,12 +97,12 @@ func TestPublic(t *testing.T) {
 	if err := os.WriteFile(path(wire.DigestOf(layer)), layer, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s.Blobs = func(d wire.Digest) (*os.File, int64, error) {
+	s.Blobs = func(_ context.Context, d wire.Digest) (images.Blob, error) {
 		file, err := os.Open(path(d))
 		if errors.Is(err, fs.ErrNotExist) {
 			err = images.ErrNotFound
 		}
-		return file, int64(len(layer)), err
+		return blob{file}, err
 	}
 	apply(t, s, twoNodes)
 	public, _, _ := s.Routes()

@@ -2,6 +2,7 @@
 package seed
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,26 +30,26 @@ type Seeder struct {
 
 // All offers every version in the store. One that is damaged does not keep the
 // others out; the error tells of each.
-func (s *Seeder) All() error {
-	versions, err := s.Store.List()
+func (s *Seeder) All(ctx context.Context) error {
+	versions, err := s.Store.List(ctx)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, v := range versions {
-		errs = append(errs, s.offer(v))
+		errs = append(errs, s.offer(ctx, v))
 	}
 	return errors.Join(errs...)
 }
 
 // Image finds a version by name and offers its layers. Versions that another
 // process published since the last call are found too.
-func (s *Seeder) Image(name string) (wire.Image, error) {
-	v, err := s.Store.Resolve(name)
+func (s *Seeder) Image(ctx context.Context, name string) (wire.Image, error) {
+	v, err := s.Store.Resolve(ctx, name)
 	if err != nil {
 		return wire.Image{}, err
 	}
-	return Named(v), s.offer(v)
+	return Named(v), s.offer(ctx, v)
 }
 
 // Named is what a script says of a version.
@@ -61,27 +62,30 @@ func (s *Seeder) Known(infohash [20]byte) bool {
 	return s.hashes[infohash]
 }
 
-func (s *Seeder) offer(v store.Version) error {
+func (s *Seeder) offer(ctx context.Context, v store.Version) error {
+	if v.Err != nil {
+		return fmt.Errorf("seed %s: %w", v.Name, v.Err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range v.Layers {
 		if s.offered[l.Digest] {
 			continue
 		}
-		if err := s.open(l); err != nil {
+		if err := s.open(ctx, l); err != nil {
 			return fmt.Errorf("seed %s: layer %s: %w", v.Name, l.Digest, err)
 		}
 	}
 	return nil
 }
 
-func (s *Seeder) open(l oci.Layer) error {
-	torrent, _, err := s.Store.Blob(l.Torrent)
+func (s *Seeder) open(ctx context.Context, l oci.Layer) error {
+	torrent, err := s.Store.Blob(ctx, l.Torrent)
 	if err != nil {
 		return fmt.Errorf("torrent: %w", err)
 	}
 	defer torrent.Close()
-	b, err := io.ReadAll(torrent)
+	b, err := io.ReadAll(io.NewSectionReader(torrent, 0, min(torrent.Size(), transport.MaxTorrent)))
 	if err != nil {
 		return fmt.Errorf("torrent: %w", err)
 	}
@@ -89,13 +93,13 @@ func (s *Seeder) open(l oci.Layer) error {
 	if err != nil {
 		return err
 	}
-	f, size, err := s.Store.Blob(l.Digest)
+	f, err := s.Store.Blob(context.WithoutCancel(ctx), l.Digest) // it is served long after
 	if err != nil {
 		return err
 	}
-	if size != info.Length || info.Layer != l.Digest {
+	if f.Size() != info.Length || info.Layer != l.Digest {
 		f.Close()
-		return fmt.Errorf("torrent is of %d bytes of %s, the layer has %d", info.Length, info.Layer, size)
+		return fmt.Errorf("torrent is of %d bytes of %s, the layer has %d", info.Length, info.Layer, f.Size())
 	}
 	pieces := transport.NewPieces(info, layer{f})
 	pieces.AllDone()
@@ -108,6 +112,6 @@ func (s *Seeder) open(l oci.Layer) error {
 }
 
 // A layer is complete, so nothing is ever written to it.
-type layer struct{ *os.File }
+type layer struct{ store.Blob }
 
 func (layer) WriteAt([]byte, int64) (int, error) { return 0, os.ErrPermission }

@@ -56,11 +56,11 @@ func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
 		entries = append(entries, image.Entry{Path: name, Type: image.Regular, Mode: 0o644, Size: int64(len(text)),
 			UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
 	}
-	version, err := s.Publish("tiny:1", func(w io.Writer) (image.Descriptor, error) {
+	version, err := s.Publish(t.Context(), "tiny:1", store.Publication{Layer: func(w io.Writer) (image.Descriptor, error) {
 		return image.Write(w, entries, func(e image.Entry) (io.ReadCloser, error) {
 			return io.NopCloser(strings.NewReader(content[e.Path])), nil
 		})
-	}, store.Config{})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,16 +139,16 @@ type Network struct {
 }
 
 // Get reads a blob.
-func (n *Network) Get(_ context.Context, path string, limit int64) ([]byte, error) {
-	f, size, err := n.Store.Blob(wire.Digest(path[strings.LastIndexByte(path, '/')+1:]))
+func (n *Network) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	f, err := n.Store.Blob(ctx, wire.Digest(path[strings.LastIndexByte(path, '/')+1:]))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if size > limit {
-		return nil, fmt.Errorf("%d bytes, limit %d", size, limit)
+	if f.Size() > limit {
+		return nil, fmt.Errorf("%d bytes, limit %d", f.Size(), limit)
 	}
-	b, err := io.ReadAll(f)
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, f.Size()))
 	if err == nil && n.Alter != nil {
 		return n.Alter(path, b)
 	}
@@ -188,7 +188,7 @@ func (n *Network) Left() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.left 
 
 // Fetch reads the layer off the store, from its last piece on.
 func (n *Network) Fetch(ctx context.Context, p *transport.Pieces) error {
-	f, _, err := n.Store.Blob(p.Info().Layer)
+	f, err := n.Store.Blob(ctx, p.Info().Layer)
 	if err != nil {
 		return err
 	}
