@@ -358,7 +358,7 @@ func (x Excludes) Rsync(mounts Mounts) []string {
 			for i := range len(at) {
 				g = append(g, token{lit: at[i]})
 			}
-			rules = append(rules, "- /"+g.rsync(true)+"/*")
+			rules = append(rules, "- /"+g.rsync(true)+"/*") // the star makes it wild
 		}
 	}
 	slices.Sort(rules)
@@ -378,38 +378,45 @@ func (x Excludes) Rsync(mounts Mounts) []string {
 }
 
 // rsync gives the patterns that together match what r matches. Rsync's ** stands
-// for any bytes: "a/**/b" has at least one directory between.
+// for any bytes: with "a/**/b" there is at least one directory between.
 func (r *rule) rsync() []string {
 	if len(r.parts) == 2 && r.parts[0] == nil && r.parts[1] != nil {
 		return []string{r.parts[1].rsync(r.parts[1].wild())}
 	}
-	wild := slices.ContainsFunc(r.parts, func(g glob) bool { return g == nil || g.wild() })
-	patterns := []string{""}
+	variants := [][]glob{nil}
 	for i, g := range r.parts {
-		if g != nil {
-			for j := range patterns {
-				patterns[j] += "/" + g.rsync(wild)
+		without := variants
+		variants = nil
+		for _, v := range without {
+			variants = append(variants, append(slices.Clone(v), g))
+		}
+		if g == nil && i+1 < len(r.parts) {
+			variants = append(variants, without...)
+		}
+	}
+	var patterns []string
+	for _, v := range variants {
+		wild := slices.ContainsFunc(v, func(g glob) bool { return g == nil || g.wild() })
+		p := ""
+		for _, g := range v {
+			p += "/"
+			if g == nil {
+				p += "**"
 			}
-			continue
+			p += g.rsync(wild)
 		}
-		short := slices.Clone(patterns)
-		for j := range patterns {
-			patterns[j] += "/**"
-		}
-		if i+1 < len(r.parts) {
-			patterns = append(patterns, short...)
-		}
+		patterns = append(patterns, p)
 	}
 	return patterns
 }
 
-// wild says whether g holds more than bytes that stand for themselves.
+// wild says whether rsync sees a wildcard in g: escaped ones are some as well.
 func (g glob) wild() bool {
-	return slices.ContainsFunc(g, func(t token) bool { return t.star || t.class != nil })
+	return slices.ContainsFunc(g, func(t token) bool { return t.star || t.class != nil || strings.IndexByte("*?[", t.lit) >= 0 })
 }
 
 // rsync writes g for rsync, to which a backslash is itself in a pattern without
-// wildcards.
+// wildcards (lib/wildmatch.c is not asked then, exclude.c).
 func (g glob) rsync(wild bool) string {
 	var b strings.Builder
 	for _, t := range g {
