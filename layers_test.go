@@ -23,7 +23,7 @@ var floors = []string{
 	// pure: no I/O
 	"disklayout", "boot/netboot", "wire",
 	// mechanisms
-	"image", "image/oci", "image/store", "image/tree", "image/chroot", "image/capture",
+	"image", "image/oci", "image/store", "image/registry", "image/tree", "image/chroot", "image/capture",
 	"transport", "transport/swarm", "transport/tracker", "transport/http",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
@@ -51,8 +51,9 @@ var importers = map[string]struct {
 	"github.com/anacrolix/torrent/bencode":       {[]string{"transport", "transport/swarm", "transport/tracker"}, "torrents, and the two ends of an announcement"},
 	"github.com/anacrolix/torrent/peer_protocol": {[]string{"transport/swarm"}, ""},
 	"github.com/diskfs/go-diskfs":                {[]string{"disklayout/apply"}, ""},
+	"github.com/google/go-containerregistry":     {[]string{"image/registry"}, ""},
 	"github.com/insomniacslk/dhcp":               {[]string{"agent/netup", "server/dhcpd"}, "the two ends of one protocol"},
-	"github.com/klauspost/compress":              {[]string{"image", "image/tree", "initramfs"}, "layers are zstd, tarballs may be, and the kernel unpacks it"},
+	"github.com/klauspost/compress":              {[]string{"image", "image/registry", "image/tree", "initramfs"}, "layers are zstd, other people's and tarballs may be, and the kernel unpacks it"},
 	"github.com/pin/tftp":                        {[]string{"server/tftpd"}, ""},
 	"github.com/spf13/cobra":                     {[]string{"cmd/rookery"}, ""},
 	"github.com/spf13/pflag":                     {[]string{"cmd/rookery"}, ""},
