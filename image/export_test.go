@@ -35,3 +35,13 @@ func EncodeIndex(tb testing.TB, x *Index) []byte {
 	}
 	return b
 }
+
+// NewEncoder is the encoder of Write, for one frame at a time.
+func NewEncoder(tb testing.TB) *zstd.Encoder {
+	enc, err := newEncoder(1)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { enc.Close() })
+	return enc
+}

@@ -192,13 +192,14 @@ func writeContent(f *framer, e *Entry, open func(Entry) (io.ReadCloser, error)) 
 	}
 	defer r.Close()
 	h := sha256.New()
-	n, err := f.readFrom(r, e.Size, h)
+	content := withoutHoles(r, e.Size)
+	n, err := f.readFrom(content, e.Size, h)
 	if err != nil {
 		return err
 	}
 	if n == e.Size {
 		var one [1]byte
-		if extra, _ := io.ReadFull(r, one[:]); extra > 0 {
+		if extra, _ := io.ReadFull(content, one[:]); extra > 0 {
 			return fmt.Errorf("has more than the %d bytes it had when it was listed", e.Size)
 		}
 	} else if !f.failed() {
@@ -213,8 +214,9 @@ func writeContent(f *framer, e *Entry, open func(Entry) (io.ReadCloser, error)) 
 type framer struct {
 	w       io.Writer
 	enc     *zstd.Encoder
-	buf     []byte // of the frame being filled
-	plain   int64  // bytes of the stream so far
+	zeros   func() []byte // a frame of nothing else, as holes have by the thousand
+	buf     []byte        // of the frame being filled
+	plain   int64         // bytes of the stream so far
 	layer   hash.Hash
 	written int64
 
@@ -238,7 +240,9 @@ type job struct {
 func newFramer(w io.Writer, enc *zstd.Encoder, workers int) *framer {
 	inFlight := 2*workers + 1
 	f := &framer{
-		w: w, enc: enc, layer: sha256.New(), diff: sha256.New(),
+		w: w, enc: enc,
+		zeros: sync.OnceValue(func() []byte { return enc.EncodeAll(make([]byte, frameSize), nil) }),
+		layer: sha256.New(), diff: sha256.New(),
 		broken: make(chan struct{}),
 		queue:  make(chan *job, inFlight),
 		work:   make(chan *job, inFlight),
@@ -256,11 +260,18 @@ func newFramer(w io.Writer, enc *zstd.Encoder, workers int) *framer {
 
 func (f *framer) compress() {
 	for j := range f.work {
-		j.compressed = f.enc.EncodeAll(j.plain, nil)
+		if len(j.plain) == frameSize && isZero(j.plain) {
+			j.compressed = f.zeros()
+		} else {
+			j.compressed = f.enc.EncodeAll(j.plain, nil)
+		}
 		j.sum = sha256.Sum256(j.compressed)
 		close(j.done)
 	}
 }
+
+// isZero compares p with itself, one byte on.
+func isZero(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }
 
 func (f *framer) collect() {
 	plain := int64(0)
@@ -282,10 +293,12 @@ func (f *framer) collect() {
 }
 
 func (f *framer) emit(b []byte) error {
+	if _, err := f.w.Write(b); err != nil {
+		return fmt.Errorf("layer at %d: %w", f.written, err)
+	}
 	f.layer.Write(b)
 	f.written += int64(len(b))
-	_, err := f.w.Write(b)
-	return err
+	return nil
 }
 
 // failed says whether writing further is in vain.
