@@ -3,7 +3,6 @@ package store
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,7 +54,7 @@ func (s *Store) publish(ctx context.Context, name string, p Publication) (v Vers
 		repo := repoOf(name)
 		var layers []oci.Layer
 		for i, l := range p.Lower {
-			l, err := s.carry(ctx, w, repo, s, l)
+			l, err := s.carry(ctx, w, repo, s, l, false)
 			if err != nil {
 				return fmt.Errorf("lower layer %d: %w", i, err)
 			}
@@ -79,7 +78,18 @@ func (s *Store) publish(ctx context.Context, name string, p Publication) (v Vers
 		if err != nil {
 			return fmt.Errorf("config: %w", err)
 		}
-		v, err = s.addVersion(ctx, w, name, config, layers)
+		m := oci.Manifest{
+			SchemaVersion: 2, MediaType: oci.TypeManifest, Config: config,
+			Annotations: map[string]string{oci.KeyVersion: name},
+		}
+		for _, l := range layers {
+			m.Layers = append(m.Layers, l.Content())
+		}
+		b, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		v, err = s.addVersion(ctx, w, name, b, time.Time{})
 		return err
 	})
 	return v, err
@@ -173,19 +183,19 @@ func (s stoppable) Write(b []byte) (int, error) {
 }
 
 // carry has repo hold a layer, and its torrent, that from has.
-func (s *Store) carry(ctx context.Context, w Writer, repo string, from *Store, l oci.Layer) (oci.Layer, error) {
+func (s *Store) carry(ctx context.Context, w Writer, repo string, from *Store, l oci.Layer, mend bool) (oci.Layer, error) {
 	if err := errors.Join(l.Check(), l.DiffID.Check()); err != nil {
 		return l, err
 	}
-	if err := s.carryBlob(ctx, w, repo, from, l.Digest, l.Size); err != nil {
+	if err := s.carryBlob(ctx, w, repo, from, l.Digest, l.Size, mend); err != nil {
 		return l, err
 	}
 	if l.Torrent != "" {
-		err := s.carryBlob(ctx, w, repo, from, l.Torrent, -1)
+		err := s.carryBlob(ctx, w, repo, from, l.Torrent, -1, mend)
 		if !errors.Is(err, ErrNotFound) {
 			return l, err
 		}
-	} else if s.Torrent == nil {
+	} else if s.Torrent == nil || mend {
 		return l, nil
 	}
 	b, err := s.backend.Open(ctx, Ref{Repo: repo, Digest: l.Digest})
@@ -201,10 +211,15 @@ func (s *Store) carry(ctx context.Context, w Writer, repo string, from *Store, l
 	return l, err
 }
 
-// carryBlob copies a blob and verifies it on its way; one that repo has is left.
-// A negative size is not known.
-func (s *Store) carryBlob(ctx context.Context, w Writer, repo string, from *Store, d wire.Digest, size int64) error {
-	if have, err := s.backend.Open(ctx, Ref{Repo: repo, Digest: d}); err == nil {
+// carryBlob copies a blob and verifies it on its way. One that is there is left;
+// with mend, only when it is whole. A negative size is not known.
+func (s *Store) carryBlob(ctx context.Context, w Writer, repo string, from *Store, d wire.Digest, size int64, mend bool) error {
+	there := Ref{Repo: repo, Digest: d}
+	if mend {
+		if err := s.verifyBlob(ctx, there, size); err == nil || ctx.Err() != nil {
+			return err
+		}
+	} else if have, err := s.backend.Open(ctx, there); err == nil {
 		got := have.Size()
 		have.Close()
 		if size < 0 || got == size {
@@ -222,16 +237,76 @@ func (s *Store) carryBlob(ctx context.Context, w Writer, repo string, from *Stor
 		return fmt.Errorf("blob %s: %d bytes, want %d", d, b.Size(), size)
 	}
 	return w.Add(ctx, repo, func(f *os.File) (wire.Digest, error) {
-		h := sha256.New()
-		_, err := io.CopyBuffer(io.MultiWriter(stoppable{ctx, f}, h), io.NewSectionReader(b, 0, b.Size()), make([]byte, 1<<20))
-		if err != nil {
+		if err := copyVerified(f, stoppableAt{ctx, b}, b.Size(), d); err != nil {
 			return "", fmt.Errorf("blob %s: %w", d, err)
-		}
-		if got := wire.DigestSum([32]byte(h.Sum(nil))); got != d {
-			return "", fmt.Errorf("blob %s: digest is %s", d, got)
 		}
 		return d, nil
 	})
+}
+
+// Copy makes a version of from one of this store, under the same name or
+// another, with the very same layers. Under the same name it is the same
+// manifest, unless torrents are made that it had not. Where a directory has that
+// version already, what of it is damaged is mended.
+func (s *Store) Copy(ctx context.Context, from *Store, v Version, name string) (Version, error) {
+	c, err := s.copy(ctx, from, v, name)
+	if err != nil {
+		return Version{}, fmt.Errorf("copy %s to %s: %w", v.Name, name, err)
+	}
+	return c, nil
+}
+
+func (s *Store) copy(ctx context.Context, from *Store, v Version, name string) (c Version, err error) {
+	if err := CheckName(name); err != nil {
+		return c, err
+	}
+	b, err := from.readBlob(ctx, Ref{Repo: repoOf(v.Name), Digest: v.Manifest, Manifest: true})
+	if err != nil {
+		return c, fmt.Errorf("manifest: %w", err)
+	}
+	m, _, err := oci.ParseManifest(b)
+	if err != nil {
+		return c, err
+	}
+	names, err := s.backend.Names(ctx)
+	if err != nil {
+		return c, err
+	}
+	old, exists := find(names, name)
+	if exists && old.Manifest != v.Manifest {
+		if c, err = s.published(ctx, name, v.Layers); err != nil {
+			return c, err
+		}
+	}
+	_, rots := s.backend.(directory) // a registry looks after its blobs
+	err = s.backend.Write(ctx, func(w Writer) error {
+		repo := repoOf(name)
+		if err := s.carryBlob(ctx, w, repo, from, m.Config.Digest, m.Config.Size, exists && rots); err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
+		same := m.Annotations[oci.KeyVersion] == name
+		for i, l := range v.Layers {
+			carried, err := s.carry(ctx, w, repo, from, l, exists && rots)
+			if err != nil {
+				return fmt.Errorf("layer %d: %w", i, err)
+			}
+			if carried.Torrent != l.Torrent {
+				m.Layers[i], same = carried.Content(), false
+			}
+		}
+		if c.Name != "" {
+			return nil
+		}
+		if !same {
+			m.Annotations[oci.KeyVersion] = name
+			if b, err = json.Marshal(m); err != nil {
+				return err
+			}
+		}
+		c, err = s.addVersion(ctx, w, name, b, v.Created)
+		return err
+	})
+	return c, err
 }
 
 // config is what containers, and those who ask where the version comes from,
@@ -258,19 +333,9 @@ func config(layers []oci.Layer, cfg Config) oci.Config {
 	return c
 }
 
-// addVersion writes the manifest and gives it its name. The blobs are there.
-func (s *Store) addVersion(ctx context.Context, w Writer, name string, config oci.Content, layers []oci.Layer) (v Version, err error) {
-	m := oci.Manifest{
-		SchemaVersion: 2, MediaType: oci.TypeManifest, Config: config,
-		Annotations: map[string]string{oci.KeyVersion: name},
-	}
-	for _, l := range layers {
-		m.Layers = append(m.Layers, l.Content())
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return v, err
-	}
+// addVersion gives a manifest its name; its blobs are there. NAME:latest means it
+// from now on, unless that is newer than created, when it is not zero.
+func (s *Store) addVersion(ctx context.Context, w Writer, name string, b []byte, created time.Time) (v Version, err error) {
 	if _, _, err := oci.ParseManifest(b); err != nil { // too many layers, say
 		return v, err
 	}
@@ -280,7 +345,15 @@ func (s *Store) addVersion(ctx context.Context, w Writer, name string, config oc
 		if old, ok := find(names, name); ok && old.Manifest != n.Manifest {
 			return nil, fmt.Errorf("published by somebody else meanwhile: %w", ErrExists)
 		}
-		all = set(set(names, n), Name{Name: repoOf(name) + ":" + latest, Manifest: n.Manifest, Size: n.Size, Bytes: b})
+		tag := repoOf(name) + ":" + latest
+		now, ok := find(names, tag)
+		all = set(names, n)
+		if ok && !created.IsZero() {
+			if newer, err := s.version(ctx, now); err == nil && newer.Created.After(created) {
+				return all, nil
+			}
+		}
+		all = set(all, Name{Name: tag, Manifest: n.Manifest, Size: n.Size, Bytes: b})
 		return all, nil
 	})
 	if err != nil {
@@ -289,9 +362,14 @@ func (s *Store) addVersion(ctx context.Context, w Writer, name string, config oc
 	return s.resolve(ctx, all, name)
 }
 
-// set gives a name a meaning; it comes last.
+// set gives a name a meaning. A new one comes last.
 func set(names []Name, n Name) []Name {
-	return append(without(names, n.Name), n)
+	i := slices.IndexFunc(names, func(m Name) bool { return m.Name == n.Name && m.Manifest == n.Manifest })
+	if i < 0 {
+		return append(without(names, n.Name), n)
+	}
+	names[i] = n
+	return names
 }
 
 func without(names []Name, name string) []Name {

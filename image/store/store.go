@@ -251,32 +251,18 @@ func (s *Store) version(ctx context.Context, n Name) (Version, error) {
 	return v, nil
 }
 
-// read reads and verifies the manifest and the config of a version.
+// read reads and verifies what says what n means.
 func (s *Store) read(ctx context.Context, n Name) (v Version, config wire.Digest, err error) {
-	repo := repoOf(n.Name)
-	b, err := s.readBlob(ctx, Ref{Repo: repo, Digest: n.Manifest, Manifest: true})
+	m, layers, err := s.readManifest(ctx, n)
 	if err != nil {
-		return v, "", fmt.Errorf("manifest: %w", err)
-	}
-	if n.Size != 0 && int64(len(b)) != n.Size {
-		return v, "", fmt.Errorf("manifest %s: %d bytes, the store's index says %d", n.Manifest, len(b), n.Size)
-	}
-	m, layers, err := oci.ParseManifest(b)
-	if err != nil {
-		return v, "", fmt.Errorf("%w: %w", err, errForeign)
-	}
-	if v.Name = m.Annotations[oci.KeyVersion]; v.Name == "" {
-		return v, "", fmt.Errorf("manifest: %s is missing: %w", oci.KeyVersion, errForeign)
+		return v, "", err
 	}
 	config = m.Config.Digest
-	if b, err = s.readBlob(ctx, Ref{Repo: repo, Digest: config}); err != nil {
-		return v, "", fmt.Errorf("config: %w", err)
-	}
-	c, err := oci.ParseConfig(b, len(layers))
+	c, err := s.readConfig(ctx, Ref{Repo: repoOf(n.Name), Digest: config}, len(layers))
 	if err != nil {
-		return v, "", fmt.Errorf("%w: %w", err, errForeign)
+		return v, "", err
 	}
-	v.Manifest, v.Layers = n.Manifest, layers
+	v.Name, v.Manifest, v.Layers = m.Annotations[oci.KeyVersion], n.Manifest, layers
 	v.Created, v.Architecture, v.Labels = c.Created, c.Architecture, c.Config.Labels
 	if len(c.History) > 0 {
 		v.Comment = c.History[len(c.History)-1].Comment
@@ -286,6 +272,35 @@ func (s *Store) read(ctx context.Context, n Name) (v Version, config wire.Digest
 		v.Size += v.Layers[i].Size
 	}
 	return v, config, nil
+}
+
+func (s *Store) readManifest(ctx context.Context, n Name) (m oci.Manifest, layers []oci.Layer, err error) {
+	b, err := s.readBlob(ctx, Ref{Repo: repoOf(n.Name), Digest: n.Manifest, Manifest: true})
+	if err != nil {
+		return m, nil, fmt.Errorf("manifest: %w", err)
+	}
+	if int64(len(b)) != n.Size {
+		return m, nil, fmt.Errorf("manifest: %d bytes, the store's index says %d", len(b), n.Size)
+	}
+	if m, layers, err = oci.ParseManifest(b); err != nil {
+		return m, nil, fmt.Errorf("%w: %w", err, errForeign)
+	}
+	if CheckName(m.Annotations[oci.KeyVersion]) != nil {
+		return m, nil, fmt.Errorf("manifest: %s is %.200q: %w", oci.KeyVersion, m.Annotations[oci.KeyVersion], errForeign)
+	}
+	return m, layers, nil
+}
+
+func (s *Store) readConfig(ctx context.Context, r Ref, layers int) (oci.Config, error) {
+	b, err := s.readBlob(ctx, r)
+	if err != nil {
+		return oci.Config{}, fmt.Errorf("config: %w", err)
+	}
+	c, err := oci.ParseConfig(b, layers)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", err, errForeign)
+	}
+	return c, err
 }
 
 // forget lets go of what is known of versions that are gone.
