@@ -250,6 +250,17 @@ func (p *Pieces) Wanted() []bool {
 	return p.wanted
 }
 
+func (p *Pieces) wantedN() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.has {
+		if p.wants(i) {
+			n++
+		}
+	}
+	return n
+}
+
 // Claim chooses a piece that is wanted, neither complete nor claimed, and claims
 // it for the caller, who will Put or Release it. Preferred pieces come first, then
 // the one with the lowest rank; rank says false for a piece the caller cannot

@@ -88,7 +88,7 @@ func (f *First) Fetch(ctx context.Context, p *Pieces) error {
 			arrived, last = now, time.Now()
 		}
 		if len(errs) == 0 || time.Since(last) >= patience {
-			return fmt.Errorf("%d of %d pieces missing: %w", p.Missing(), len(p.Info().Hashes), errors.Join(errs...))
+			return fmt.Errorf("%d of %d pieces missing: %w", p.Missing(), p.wantedN(), errors.Join(errs...))
 		}
 		// Sources that fail at once (a server being restarted) would spin.
 		if err := pause(ctx, time.Second); err != nil {
