@@ -15,9 +15,8 @@ import (
 // A bug in the extraction fails the step; it does not end the agent.
 func TestAPanicWhileExtractingIsAFailure(t *testing.T) {
 	content, info := transporttest.Layer(t, 1, 64<<10)
-	pieces := transporttest.Seed(info, content)
-	index := &image.Index{Frames: []image.Frame{{Size: 100, PlainSize: 100}}}
-	err := extract(t.Context(), pieces, index, nil, 2) // without an extractor
+	l := &layer{pieces: transporttest.Seed(info, content), needs: []need{{Frame: image.Frame{Size: 100, PlainSize: 100}}}}
+	err := extract(t.Context(), []*layer{l}, nil, 2) // without an extractor
 	if err == nil || !strings.Contains(err.Error(), "panic: ") {
 		t.Errorf("extract: %v, want the panic told", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,8 +25,8 @@ import (
 // A Machine is what the story happens to. Before Partition nothing is changed.
 type Machine interface {
 	// Plan fits the script's layout to the disks, checks that what the plan
-	// needs is here, and says how many bytes the root filesystem will hold.
-	Plan(ctx context.Context, s wire.Script) (plan disklayout.Plan, room int64, err error)
+	// needs is here, and says what the root filesystem will hold.
+	Plan(ctx context.Context, s wire.Script) (disklayout.Plan, Room, error)
 	// Check says what an image lacks for this machine.
 	Check(view *image.View) error
 	// Partition carries the plan out and mounts it: the root to install into.
@@ -37,6 +38,9 @@ type Machine interface {
 	// Release unmounts what Partition mounted, if anything.
 	Release() error
 }
+
+// Room is what a filesystem holds. No Inodes means any number.
+type Room struct{ Bytes, Inodes int64 }
 
 // A Network is where the image comes from. Nothing it gives is believed.
 type Network interface {
@@ -89,25 +93,23 @@ const LogFile = "var/log/rookery/install.log"
 type run struct {
 	*Install
 	plan   disklayout.Plan
-	room   int64
+	room   Room
 	root   string
-	layer  oci.Layer
-	pieces *transport.Pieces
-	spool  *spool
+	stack  []*layer // lowest first
+	layers []*layer // each once
 	view   *image.View
-	swarm  Swarm
 	meter  meter
 
 	fetching sync.WaitGroup
-	stop     context.CancelFunc // of the fetching
-	fetched  chan error         // how it ended
+	hope     context.Context // ends with the fetching of any layer that fails
+	stop     context.CancelCauseFunc
 }
 
 // Run carries the script out and returns how the machine is to end: the
 // script's Ending, or its OnFailure with the error that led to it. It returns
 // when the server knows.
 func (in *Install) Run(ctx context.Context) (wire.Ending, error) {
-	r := &run{Install: in, fetched: make(chan error, 1)}
+	r := &run{Install: in}
 	err := r.story(ctx)
 	if err != nil {
 		r.giveUp()
@@ -197,17 +199,19 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 			r.Log.Info("plan: " + line)
 		}
 	}
-	info, err := r.image(ctx)
-	if err != nil {
+	if err := r.image(ctx); err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
-	if err := r.join(ctx, info); err != nil {
+	if err := r.join(ctx); err != nil {
 		return "", err
 	}
-	if r.view, err = r.readIndex(ctx); err != nil {
+	if r.view, err = r.readIndexes(ctx); err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
-	err = fits(r.view.Size(), r.layer.Size, r.room)
+	for _, l := range r.layers {
+		l.want(r.view)
+	}
+	err = fits(r.view, r.meter.read().Total, r.room)
 	if err == nil {
 		err = r.Machine.Check(r.view)
 	}
@@ -218,37 +222,70 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 	if plan.Disk.Path != "" {
 		where = fmt.Sprintf("%s (%d bytes)", plan.Disk.Path, plan.Disk.Size)
 	}
-	return fmt.Sprintf("%s, %d bytes in %d entries, on %s", r.Script.Image.Name, r.view.Size(), len(r.view.Entries), where), nil
+	return fmt.Sprintf("%s, %d bytes in %d entries and %d layers, on %s",
+		r.Script.Image.Name, r.view.Size(), len(r.view.Entries), len(r.stack), where), nil
 }
 
-// fits says whether a root filesystem of room bytes holds the image and,
-// for a while, the layer it comes from. ext4 keeps about a twentieth to itself.
-func fits(plain, staging, room int64) error {
-	if usable := room / 20 * 19; plain+staging > usable {
+// ours is how many inodes the staging, the fixups and the log take.
+const ours = 256
+
+// fits says whether a root filesystem holds the image and, for a while, what
+// is fetched of its layers. ext4 keeps about a twentieth to itself.
+func fits(view *image.View, staging int64, room Room) error {
+	if usable := room.Bytes / 20 * 19; view.Size()+staging > usable {
 		return fmt.Errorf("root filesystem has room for %d bytes, the image needs %d and %d while it is fetched: %w",
-			usable, plain, staging, disklayout.ErrTooSmall)
+			usable, view.Size(), staging, disklayout.ErrTooSmall)
+	}
+	inodes := int64(ours)
+	for i := range view.Entries {
+		if view.Entries[i].Type != image.Hardlink {
+			inodes++
+		}
+	}
+	if room.Inodes > 0 && inodes > room.Inodes {
+		return fmt.Errorf("root filesystem has %d inodes, the image needs %d: %w", room.Inodes, inodes, disklayout.ErrTooSmall)
 	}
 	return nil
 }
 
-// image follows the digests from the script to the torrent.
-func (r *run) image(ctx context.Context) (transport.Info, error) {
+// image follows the digests from the script to the torrents.
+func (r *run) image(ctx context.Context) error {
 	manifest, err := r.get(ctx, wire.PathManifests, r.Script.Image.Manifest, oci.MaxManifest)
 	if err != nil {
-		return transport.Info{}, fmt.Errorf("manifest: %w", err)
+		return fmt.Errorf("manifest: %w", err)
 	}
 	_, layers, err := oci.ParseManifest(manifest)
 	if err != nil {
-		return transport.Info{}, fmt.Errorf("manifest: %w", err)
+		return err
 	}
-	if len(layers) != 1 {
-		return transport.Info{}, fmt.Errorf("manifest has %d layers, this agent installs images of one", len(layers))
+	memory := &budget{}
+	memory.give(orDefault(r.Memory, 64<<20))
+	known := map[wire.Digest]*layer{}
+	for at, of := range layers {
+		l := known[of.Digest]
+		if l == nil {
+			l = &layer{Layer: of}
+			info, err := r.torrent(ctx, of)
+			if err != nil {
+				return fmt.Errorf("layer %d: %w", at, err)
+			}
+			// The index first, into memory until there is a disk; what else is
+			// needed, the indexes of all layers say together.
+			l.spool = newSpool(info.PieceLength, memory, of.IndexOffset, of.IndexSize)
+			l.pieces = transport.NewPieces(info, l.spool)
+			l.pieces.Prefer(of.IndexOffset, of.IndexSize)
+			l.pieces.Hold()
+			known[of.Digest] = l
+			r.layers = append(r.layers, l)
+		}
+		l.at = append(l.at, at)
+		r.stack = append(r.stack, l)
 	}
-	r.layer = layers[0]
-	if err := r.layer.Check(); err != nil {
-		return transport.Info{}, fmt.Errorf("manifest: %w", err)
-	}
-	torrent, err := r.get(ctx, wire.PathTorrents, r.layer.Torrent, transport.MaxTorrent)
+	return nil
+}
+
+func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) {
+	torrent, err := r.get(ctx, wire.PathTorrents, l.Torrent, transport.MaxTorrent)
 	if err != nil {
 		return transport.Info{}, fmt.Errorf("torrent: %w", err)
 	}
@@ -256,9 +293,9 @@ func (r *run) image(ctx context.Context) (transport.Info, error) {
 	if err != nil {
 		return transport.Info{}, err
 	}
-	if info.Layer != r.layer.Digest || info.Length != r.layer.Size {
+	if info.Layer != l.Digest || info.Length != l.Size {
 		return transport.Info{}, fmt.Errorf("torrent is for %s of %d bytes, manifest says %s of %d bytes",
-			info.Layer, info.Length, r.layer.Digest, r.layer.Size)
+			info.Layer, info.Length, l.Digest, l.Size)
 	}
 	return info, nil
 }
@@ -285,53 +322,55 @@ func (r *run) get(ctx context.Context, path string, digest wire.Digest, limit in
 	}
 }
 
-// join begins to fetch: the index first, into memory until there is a disk.
-func (r *run) join(ctx context.Context, info transport.Info) error {
-	r.spool = newSpool(info.PieceLength, orDefault(r.Memory, 64<<20), r.layer.IndexOffset, r.layer.IndexSize)
-	r.pieces = transport.NewPieces(info, r.spool)
-	r.pieces.Prefer(r.layer.IndexOffset, r.layer.IndexSize)
-	source, swarm, err := r.Network.Join(r.pieces, r.Script.Transports)
-	if err != nil {
-		return err
+// join begins to fetch all layers.
+func (r *run) join(ctx context.Context) error {
+	r.hope, r.stop = context.WithCancelCause(ctx)
+	for _, l := range r.layers {
+		source, swarm, err := r.Network.Join(l.pieces, r.Script.Transports)
+		if err != nil {
+			return err
+		}
+		l.swarm = swarm
+		r.fetching.Go(func() {
+			if err := source.Fetch(r.hope, l.pieces); err != nil {
+				r.stop(fmt.Errorf("layer %d: %w", l.at[0], err)) // the first one counts
+			}
+		})
 	}
-	r.swarm = swarm
-	r.meter.watch(r.pieces, swarm)
-	ctx, r.stop = context.WithCancel(ctx)
-	r.fetching.Go(func() { r.fetched <- source.Fetch(ctx, r.pieces) })
+	r.meter.watch(r.layers)
 	return nil
 }
 
-// readIndex waits for the index, or for the end of all hope of it.
-func (r *run) readIndex(ctx context.Context) (*image.View, error) {
+// readIndexes waits for the indexes, or for the end of all hope of one.
+func (r *run) readIndexes(ctx context.Context) (*image.View, error) {
 	err := r.orFetchFails(ctx, func(ctx context.Context) error {
-		return r.pieces.Wait(ctx, r.layer.IndexOffset, r.layer.IndexSize)
+		for _, l := range r.layers {
+			if err := l.pieces.Wait(ctx, l.IndexOffset, l.IndexSize); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return image.ReadView(image.Layer{Descriptor: r.layer.Descriptor, Bytes: r.pieces})
+	layers := make([]image.Layer, len(r.stack))
+	for at, l := range r.stack {
+		layers[at] = image.Layer{Descriptor: l.Descriptor, Bytes: l.pieces}
+	}
+	return image.ReadView(layers...)
 }
 
 // orFetchFails runs wait, which waits for pieces, until the fetching fails.
 func (r *run) orFetchFails(ctx context.Context, wait func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	waited := make(chan error, 1)
-	go func() { waited <- wait(ctx) }()
-	for {
-		select {
-		case err := <-waited:
-			return err
-		case err := <-r.fetched:
-			r.fetched <- err // for the next who asks
-			if err == nil {
-				return <-waited // everything is there
-			}
-			cancel(err)
-			<-waited
-			return err
-		}
+	defer context.AfterFunc(r.hope, func() { cancel(context.Cause(r.hope)) })()
+	err := wait(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
+	return err
 }
 
 func (r *run) partition(ctx context.Context) (string, error) {
@@ -356,7 +395,7 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	if workers < 1 {
 		workers = runtime.NumCPU()
 	}
-	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.pieces, r.view.Layers[0], x, workers) })
+	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.layers, x, workers) })
 	if err != nil {
 		return "", err
 	}
@@ -366,21 +405,26 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	if skipped := x.Skipped(); skipped != (image.Skipped{}) {
 		r.Log.Warn("not as root: left out", "owners", skipped.Owners, "devices", skipped.Devices, "xattrs", skipped.Xattrs)
 	}
-	_, server, peers, _ := r.pieces.Transfer()
-	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, server, peers), nil
+	t := r.meter.read()
+	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, t.FromServer, t.FromPeers), nil
 }
 
-// stage moves the pieces from memory into a file on the new filesystem.
+// stage moves the pieces from memory into files on the new filesystem.
 func (r *run) stage() error {
 	dir := filepath.Join(r.root, StagingDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, r.layer.Digest.Hex()), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
+	for _, l := range r.layers {
+		f, err := os.OpenFile(filepath.Join(dir, l.Digest.Hex()), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := l.spool.attach(f); err != nil {
+			return err
+		}
 	}
-	return r.spool.attach(f)
+	return nil
 }
 
 func (r *run) fixup(ctx context.Context) (string, error) {
@@ -399,7 +443,8 @@ func (r *run) linger(ctx context.Context) (string, error) {
 	look := time.NewTicker(500 * time.Millisecond)
 	defer look.Stop()
 	for {
-		if r.swarm == nil || r.Script.SeedFor == 0 || r.swarm.Incomplete() == 0 {
+		wanted := func(l *layer) bool { return l.swarm != nil && l.swarm.Incomplete() > 0 }
+		if r.Script.SeedFor == 0 || !slices.ContainsFunc(r.layers, wanted) {
 			return "nobody else is fetching", nil
 		}
 		select {
@@ -430,15 +475,17 @@ func (r *run) end(context.Context) (string, error) {
 
 // leave ends the exchange of pieces and closes where they are.
 func (r *run) leave() {
-	if r.spool != nil {
-		r.spool.close() // first: who waits for room in it is let go
+	for _, l := range r.layers {
+		l.spool.close() // first: who waits for room in it is let go
 	}
 	if r.stop != nil {
-		r.stop()
+		r.stop(nil)
 	}
 	r.fetching.Wait()
-	if r.swarm != nil {
-		r.swarm.Leave()
+	for _, l := range r.layers {
+		if l.swarm != nil {
+			l.swarm.Leave()
+		}
 	}
 }
 

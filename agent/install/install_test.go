@@ -17,16 +17,8 @@ import (
 	"rookery/disklayout"
 	"rookery/image"
 	"rookery/image/store"
-	"rookery/transport"
 	"rookery/wire"
 )
-
-// network makes installtest's fake an install.Network: its Swarm is a type of its own.
-type network struct{ *installtest.Network }
-
-func (n network) Join(p *transport.Pieces, names []string) (transport.Source, install.Swarm, error) {
-	return n.Network.Join(p, names)
-}
 
 // world is one node before its installation.
 type world struct {
@@ -38,12 +30,12 @@ type world struct {
 
 func newWorld(t *testing.T, images *store.Store, version store.Version) *world {
 	w := &world{
-		machine: &installtest.Machine{Root: filepath.Join(t.TempDir(), "root"), Room: 100 << 20, Fail: map[string]error{}},
+		machine: &installtest.Machine{Root: filepath.Join(t.TempDir(), "root"), Room: install.Room{Bytes: 100 << 20, Inodes: 10_000}, Fail: map[string]error{}},
 		network: &installtest.Network{Store: images},
 		report:  &installtest.Reporter{},
 	}
 	w.in = &install.Install{
-		Script: installtest.Script(version), Machine: w.machine, Network: network{w.network}, Report: w.report,
+		Script: installtest.Script(version), Machine: w.machine, Network: w.network, Report: w.report,
 		Log: slog.New(slog.DiscardHandler), Extract: image.Options{Unprivileged: os.Geteuid() != 0},
 	}
 	return w
@@ -131,16 +123,17 @@ func TestFailures(t *testing.T) {
 		is    error
 	}{
 		{"no disk fits", func(w *world) { w.machine.Fail["plan"] = disklayout.ErrTooSmall }, wire.PhasePlan, "plan: disk too small", disklayout.ErrTooSmall},
-		{"no room for the image", func(w *world) { w.machine.Room = 3 << 20 }, wire.PhasePlan, "has room for 2988", disklayout.ErrTooSmall},
+		{"no room for the image", func(w *world) { w.machine.Room.Bytes = 3 << 20 }, wire.PhasePlan, "has room for 2988", disklayout.ErrTooSmall},
+		{"too many files", func(w *world) { w.machine.Room.Inodes = 270 }, wire.PhasePlan, "has 270 inodes, the image needs 273", disklayout.ErrTooSmall},
 		{"no loader in the image", func(w *world) { w.machine.Fail["check"] = broke }, wire.PhasePlan, "plan: image tiny:1: it broke", broke},
 		{"manifest tampered", func(w *world) { w.network.Alter = tamper(wire.PathManifests) }, wire.PhasePlan, "manifest: digest is sha256:", nil},
 		{"manifest missing", func(w *world) { w.in.Script.Image.Manifest = wire.DigestOf(nil) }, wire.PhasePlan, "image tiny:1: manifest: ", store.ErrNotFound},
 		{"torrent tampered", func(w *world) { w.network.Alter = tamper(wire.PathTorrents) }, wire.PhasePlan, "torrent: digest is sha256:", nil},
-		{"no source has the index", func(w *world) { w.network.Pass = func(int) error { return broke } }, wire.PhasePlan, "image tiny:1: it broke", broke},
+		{"no source has the index", func(w *world) { w.network.Pass = func(wire.Digest, int) error { return broke } }, wire.PhasePlan, " pieces missing: fake: it broke", broke},
 		{"disk broken", func(w *world) {
 			w.machine.Fail["partition"] = errors.Join(broke, os.MkdirAll(w.machine.Root, 0o755))
 		}, wire.PhasePartition, "partition: it broke", broke},
-		{"sources run dry", func(w *world) { w.network.Pass = dry(broke) }, wire.PhaseFetch, "fetch: it broke", broke},
+		{"sources run dry", func(w *world) { w.network.Pass = dry(broke) }, wire.PhaseFetch, "fetch: layer 0: 10 of ", broke},
 		{"fixup", func(w *world) { w.machine.Fail["fixup"] = broke }, wire.PhaseFixup, "fixup: it broke", broke},
 		{"loader", func(w *world) { w.machine.Fail["loader"] = broke }, wire.PhaseLoader, "loader: it broke", broke},
 		{"panic", func(w *world) { w.machine.Panic = "loader" }, wire.PhaseLoader, "loader: panic: machine: loader", nil},
@@ -196,8 +189,8 @@ func tamper(path string) func(string, []byte) ([]byte, error) {
 
 // dry is a source that has the end of the layer, with the index, alone, and
 // takes its time to say so.
-func dry(err error) func(int) error {
-	return func(piece int) error {
+func dry(err error) func(wire.Digest, int) error {
+	return func(_ wire.Digest, piece int) error {
 		if piece < 10 {
 			time.Sleep(5 * time.Second) // of the bubble
 			return err
@@ -212,7 +205,7 @@ func TestPowerCycle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, images, version)
 		ctx, power := context.WithCancel(t.Context())
-		w.network.Pass = func(piece int) error {
+		w.network.Pass = func(_ wire.Digest, piece int) error {
 			if piece == 5 {
 				power()
 			}
@@ -246,7 +239,7 @@ func TestLittleMemory(t *testing.T) {
 func TestDirectoryHasRoom(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new")
 	_, room, err := install.Directory{Path: dir}.Plan(t.Context(), wire.Script{})
-	if err != nil || room <= 0 {
-		t.Fatalf("room in %s: %d, %v", dir, room, err)
+	if err != nil || room.Bytes <= 0 {
+		t.Fatalf("room in %s: %+v, %v", dir, room, err)
 	}
 }

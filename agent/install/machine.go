@@ -35,21 +35,42 @@ type Computer struct {
 }
 
 // Plan fits the layout and looks for the programs that the plan runs.
-func (c *Computer) Plan(ctx context.Context, s wire.Script) (disklayout.Plan, int64, error) {
+func (c *Computer) Plan(ctx context.Context, s wire.Script) (disklayout.Plan, Room, error) {
 	plan, err := c.fit(ctx, s)
 	if err != nil {
-		return disklayout.Plan{}, 0, err
+		return disklayout.Plan{}, Room{}, err
 	}
 	for _, command := range plan.Commands() {
 		if _, err := apply.Look(command.Name); err != nil {
-			return disklayout.Plan{}, 0, fmt.Errorf("program that the layout needs: %w", err)
+			return disklayout.Plan{}, Room{}, fmt.Errorf("program that the layout needs: %w", err)
 		}
 	}
 	root := plan.At("/")
 	if root.Number == 0 {
-		return disklayout.Plan{}, 0, errors.New("layout has no filesystem for /")
+		return disklayout.Plan{}, Room{}, errors.New("layout has no filesystem for /")
 	}
-	return plan, root.End - root.Start, nil
+	return plan, roomIn(root), nil
+}
+
+// roomIn is what a partition's filesystem will hold. For how many bytes mke2fs
+// makes an inode depends on the size (mke2fs.conf(5), as e2fsprogs ships it);
+// rounding to groups of blocks takes less than one in a hundred away.
+func roomIn(p disklayout.PlannedPartition) Room {
+	room := Room{Bytes: p.End - p.Start}
+	if p.FS != disklayout.Ext4 {
+		return room
+	}
+	ratio := int64(16384)
+	switch {
+	case room.Bytes < 512<<20:
+		ratio = 4096
+	case room.Bytes >= 16<<40:
+		ratio = 65536
+	case room.Bytes >= 4<<40:
+		ratio = 32768
+	}
+	room.Inodes = room.Bytes / ratio / 100 * 99
+	return room
 }
 
 // fit fits the layout, and looks for the disk for a while.
@@ -143,15 +164,19 @@ type Directory struct {
 }
 
 // Plan is empty: there is nothing to partition.
-func (d Directory) Plan(context.Context, wire.Script) (disklayout.Plan, int64, error) {
+func (d Directory) Plan(context.Context, wire.Script) (disklayout.Plan, Room, error) {
 	if err := os.MkdirAll(d.Path, 0o755); err != nil {
-		return disklayout.Plan{}, 0, err
+		return disklayout.Plan{}, Room{}, err
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(d.Path, &st); err != nil {
-		return disklayout.Plan{}, 0, fmt.Errorf("%s: %w", d.Path, err)
+		return disklayout.Plan{}, Room{}, fmt.Errorf("%s: %w", d.Path, err)
 	}
-	return disklayout.Plan{}, int64(st.Bavail) * st.Bsize, nil
+	room := Room{Bytes: int64(st.Bavail) * st.Bsize}
+	if st.Files > 0 { // btrfs does not count them
+		room.Inodes = max(1, int64(st.Ffree))
+	}
+	return disklayout.Plan{}, room, nil
 }
 
 // Check is content: a directory is not started.

@@ -3,9 +3,13 @@ package install_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,5 +71,44 @@ func TestPlanFindsProgramsInSbin(t *testing.T) {
 	}}
 	if _, _, err := c.Plan(context.Background(), wire.Script{Layout: disklayout.Default(), ID: "x"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// What mke2fs makes of a size is known before it runs.
+func TestInodesOfExt4(t *testing.T) {
+	for _, size := range []int64{100 << 20, 511 << 20, 512 << 20, 3 << 30, 50<<30 + 3<<20} {
+		disk := filepath.Join(t.TempDir(), "disk.img")
+		if err := os.WriteFile(disk, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		const overhead = 66 << 20 // the ESP, and the table at both ends
+		if err := os.Truncate(disk, size+overhead); err != nil {
+			t.Fatal(err)
+		}
+		c := &install.Computer{Firmware: disklayout.UEFI, Log: slog.New(slog.DiscardHandler), Disks: func() ([]disklayout.Disk, error) {
+			return []disklayout.Disk{{Name: "disk.img", Path: disk, Size: size + overhead, SectorSize: 512}}, nil
+		}}
+		layout := disklayout.Layout{Partitions: []disklayout.Partition{
+			{Name: "esp", Size: "64MiB", Type: disklayout.ESP, FS: disklayout.VFAT, Mount: "/boot/efi"},
+			{Name: "root", Size: "*", Type: disklayout.Linux, FS: disklayout.Ext4, Mount: "/"},
+		}}
+		plan, room, err := c.Plan(t.Context(), wire.Script{Layout: layout, ID: "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// With -n it only says what it would do.
+		root := plan.At("/")
+		out, err := exec.Command("mke2fs", "-n", "-F", "-t", "ext4", disk, fmt.Sprintf("%dk", (root.End-root.Start)>>10)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		said := regexp.MustCompile(`(\d+) inodes`).FindSubmatch(out)
+		if said == nil {
+			t.Fatalf("no inodes in %s", out)
+		}
+		made, _ := strconv.ParseInt(string(said[1]), 10, 64)
+		if room.Inodes > made || room.Inodes < made/100*98 {
+			t.Errorf("%d bytes: %d inodes expected, mke2fs makes %d", size, room.Inodes, made)
+		}
 	}
 }

@@ -4,37 +4,43 @@ import (
 	"sync"
 	"time"
 
-	"rookery/transport"
 	"rookery/wire"
 )
 
-// A meter reads a transfer for the report.
+// A meter reads the transfer of all layers for the report.
 type meter struct {
 	mu     sync.Mutex
-	pieces *transport.Pieces
-	swarm  Swarm
+	layers []*layer
 	rate   int64
 	done   int64 // when rate was computed
 	at     time.Time
 }
 
-func (m *meter) watch(pieces *transport.Pieces, swarm Swarm) {
+func (m *meter) watch(layers []*layer) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.pieces, m.swarm, m.at = pieces, swarm, time.Now()
+	m.layers, m.at = layers, time.Now()
 }
 
 // read is how far the image is, or nil while there is nothing to fetch yet.
 func (m *meter) read() *wire.Transfer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.pieces == nil {
+	if m.layers == nil {
 		return nil
 	}
-	t := &wire.Transfer{Total: m.pieces.Info().Length}
-	t.Done, t.FromServer, t.FromPeers, t.Uploaded = m.pieces.Transfer()
-	if m.swarm != nil {
-		t.Peers = m.swarm.Peers()
+	t := &wire.Transfer{}
+	for _, l := range m.layers {
+		left := l.pieces.Left() // first, so that Total is not less than Done
+		done, server, peers, uploaded := l.pieces.Transfer()
+		t.Done += done
+		t.Total += done + left
+		t.FromServer += server
+		t.FromPeers += peers
+		t.Uploaded += uploaded
+		if l.swarm != nil {
+			t.Peers = max(t.Peers, l.swarm.Peers()) // they are mostly the same for each layer
+		}
 	}
 	if past := time.Since(m.at); past >= time.Second {
 		now := int64(float64(t.Done-m.done) / past.Seconds())

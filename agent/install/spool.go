@@ -5,14 +5,29 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 )
+
+// A budget is memory that the spools of all layers share, in bytes.
+type budget struct{ left atomic.Int64 }
+
+// take says whether there are n bytes; forced takes them anyway.
+func (b *budget) take(n int64, forced bool) bool {
+	if b.left.Add(-n) < 0 && !forced {
+		b.left.Add(n)
+		return false
+	}
+	return true
+}
+
+func (b *budget) give(n int64) { b.left.Add(n) }
 
 // A spool keeps pieces: in memory as long as there is no filesystem to hold
 // them, then in a file. When memory is full, writers wait for the file, but
 // not with what is wanted before there is one.
 type spool struct {
 	length        int64 // of a piece
-	budget        int64
+	budget        *budget
 	wanted, until int64 // a range of which every piece is kept, whatever the budget
 
 	mu     sync.RWMutex
@@ -25,7 +40,7 @@ type spool struct {
 
 var errClosed = errors.New("the installation has ended")
 
-func newSpool(pieceLength, budget, wanted, size int64) *spool {
+func newSpool(pieceLength int64, budget *budget, wanted, size int64) *spool {
 	return &spool{
 		length: pieceLength, budget: budget, wanted: wanted, until: wanted + size,
 		memory: map[int64][]byte{}, turn: make(chan struct{}),
@@ -53,15 +68,21 @@ func (s *spool) remember(b []byte, off int64) bool {
 	if s.file != nil || s.closed {
 		return false
 	}
-	if isWanted := off < s.until && off+int64(len(b)) > s.wanted; !isWanted && s.used+int64(len(b)) > s.budget {
-		return false
+	if _, ok := s.memory[off]; ok {
+		return true // somebody else brought the same bytes
 	}
-	if old, ok := s.memory[off]; ok {
-		s.used -= int64(len(old))
+	if isWanted := off < s.until && off+int64(len(b)) > s.wanted; !s.budget.take(int64(len(b)), isWanted) {
+		return false
 	}
 	s.memory[off] = append([]byte(nil), b...)
 	s.used += int64(len(b))
 	return true
+}
+
+// forget gives back the memory.
+func (s *spool) forget() {
+	s.budget.give(s.used)
+	s.memory, s.used = nil, 0
 }
 
 // ReadAt reads any range of what has been written.
@@ -96,7 +117,8 @@ func (s *spool) attach(f *os.File) error {
 			return errors.Join(err, f.Close())
 		}
 	}
-	s.memory, s.used, s.file = nil, 0, f
+	s.forget()
+	s.file = f
 	close(s.turn)
 	return nil
 }
@@ -108,7 +130,8 @@ func (s *spool) close() {
 	if s.closed {
 		return
 	}
-	s.closed, s.memory = true, nil
+	s.closed = true
+	s.forget()
 	if s.file == nil {
 		close(s.turn)
 		return

@@ -10,7 +10,9 @@ import (
 // must not keep it out for ever.
 func TestTheIndexHasRoomInAFullMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSpool(4, 8, 18, 3) // the index is in the pieces at 16 and 20
+		var memory budget
+		memory.give(8)
+		s := newSpool(4, &memory, 18, 3) // the index is in the pieces at 16 and 20
 		for off := int64(0); off < 8; off += 4 {
 			if _, err := s.WriteAt([]byte("full"), off); err != nil {
 				t.Fatal(err)
@@ -36,7 +38,15 @@ func TestTheIndexHasRoomInAFullMemory(t *testing.T) {
 			t.Errorf("a piece beyond the budget did not wait: %v", err)
 		default:
 		}
+		other := newSpool(4, &memory, 0, 4)
+		if !other.remember([]byte("too."), 0) || other.remember([]byte("more"), 4) {
+			t.Error("the memory of two layers has room for their indexes, and for nothing else")
+		}
+		other.close()
 		s.close()
+		if left := memory.left.Load(); left != 8 {
+			t.Errorf("%d bytes of memory given back, want 8", left)
+		}
 		if err := <-waits; err != errClosed {
 			t.Errorf("the one who waited was told %v", err)
 		}

@@ -15,8 +15,11 @@ import (
 	"testing"
 	"time"
 
+	"rookery/agent/install"
 	"rookery/disklayout"
 	"rookery/image"
+	"rookery/image/imagetest"
+	"rookery/image/oci"
 	"rookery/image/store"
 	"rookery/transport"
 	"rookery/wire"
@@ -67,6 +70,87 @@ func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
 	return s, version
 }
 
+// Stack makes a store in dir with versions "tiny:1" to "tiny:4", each of one
+// layer more than the one before: "tiny:3" needs a third of the lowest layer,
+// "tiny:4" nothing of the second one.
+func Stack(t testing.TB, dir string) (*store.Store, []store.Version) {
+	t.Helper()
+	s, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Torrent = transport.NewTorrent
+	const frame = 7 << 20 // nothing else gets into its frame
+	var versions []store.Version
+	var lower []oci.Layer
+	for i, tree := range []*imagetest.Tree{
+		imagetest.New().Dir("etc", "old", "usr").
+			File("etc/motd", []byte("one\n")).Link("etc/motd.link", "etc/motd").File("etc/issue", []byte("issue\n")).
+			File("old/b", imagetest.Noise(2, frame)).
+			File("usr/a", imagetest.Noise(1, frame)).File("usr/c", imagetest.Noise(3, frame)),
+		imagetest.New().Dir("etc", "usr").
+			File("etc/motd", []byte("two\n")).Link("etc/motd.link", "etc/motd").Whiteout("etc/issue").
+			Whiteout("old").File("usr/d", imagetest.Noise(4, 500_000)),
+		imagetest.New().Dir("etc", "usr").
+			Whiteout("etc/motd").File("usr/a", []byte("three\n")).Link("usr/e", "usr/a"),
+		imagetest.New().Dir("etc", "usr").
+			File("etc/motd.link", []byte("four\n")).File("usr/d", imagetest.Noise(5, 300_000)),
+	} {
+		v, err := s.Publish(t.Context(), fmt.Sprintf("tiny:%d", i+1), store.Publication{Lower: lower, Layer: func(w io.Writer) (image.Descriptor, error) {
+			return image.Write(w, tree.Entries, tree.Open)
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions, lower = append(versions, v), v.Layers
+	}
+	return s, versions
+}
+
+// Needed is how much of each layer of version an installation fetches: the
+// pieces that the frames which are to be seen touch, and those of the index.
+func Needed(t testing.TB, s *store.Store, version store.Version) (sizes []int64) {
+	t.Helper()
+	layers, done, err := s.Layers(t.Context(), version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	view, err := image.ReadView(layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at, l := range version.Layers {
+		torrent, err := os.ReadFile(s.Path(l.Torrent))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := transport.ParseTorrent(torrent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames, needed := view.Layers[at].Frames, view.Needed(at)
+		touched, size := map[int64]bool{}, int64(0)
+		touch := func(off, n int64) {
+			for p := off / info.PieceLength; p <= (off+n-1)/info.PieceLength; p++ {
+				if !touched[p] {
+					touched[p] = true
+					size += int64(info.PieceSize(int(p)))
+				}
+			}
+		}
+		touch(l.IndexOffset, l.IndexSize)
+		for _, n := range needed {
+			touch(frames[n].Offset, frames[n].Size)
+		}
+		if len(needed) == len(frames) {
+			touch(0, l.Size)
+		}
+		sizes = append(sizes, size)
+	}
+	return sizes
+}
+
 // Script installs version and ends with reboot, or with a shell.
 func Script(version store.Version) wire.Script {
 	return wire.Script{
@@ -82,7 +166,7 @@ func Script(version store.Version) wire.Script {
 // A Machine installs into Root. Fail says what a step is to fail with.
 type Machine struct {
 	Root  string
-	Room  int64
+	Room  install.Room
 	Fail  map[string]error // "plan", "check", "partition", "fixup", "loader", "release"
 	Panic string           // the step that panics
 
@@ -97,8 +181,8 @@ func (m *Machine) call(step string) error {
 	return m.Fail[step]
 }
 
-// Plan plans a disk of Room bytes, all of it root.
-func (m *Machine) Plan(context.Context, wire.Script) (disklayout.Plan, int64, error) {
+// Plan plans a disk with Room, all of it root.
+func (m *Machine) Plan(context.Context, wire.Script) (disklayout.Plan, install.Room, error) {
 	return disklayout.Plan{}, m.Room, m.call("plan")
 }
 
@@ -131,7 +215,7 @@ func (m *Machine) Release() error { return m.call("release") }
 type Network struct {
 	Store *store.Store
 	Alter func(path string, b []byte) ([]byte, error) // what becomes of a file; nil: nothing
-	Pass  func(piece int) error                       // asked before each piece; nil: all pass
+	Pass  func(layer wire.Digest, piece int) error    // asked before each piece; nil: all pass
 	Alone time.Time                                   // until then somebody else is fetching
 
 	mu   sync.Mutex
@@ -155,16 +239,9 @@ func (n *Network) Get(ctx context.Context, path string, limit int64) ([]byte, er
 	return b, err
 }
 
-// Join gives the network itself.
-func (n *Network) Join(*transport.Pieces, []string) (transport.Source, Swarm, error) {
-	return n, n, nil
-}
-
-// Swarm is install.Swarm.
-type Swarm interface {
-	Peers() int
-	Incomplete() int
-	Leave()
+// Join gives the network itself, as a source that is asked again.
+func (n *Network) Join(*transport.Pieces, []string) (transport.Source, install.Swarm, error) {
+	return transport.FirstOf(n), n, nil
 }
 
 func (n *Network) String() string { return "fake" }
@@ -194,14 +271,22 @@ func (n *Network) Fetch(ctx context.Context, p *transport.Pieces) error {
 	}
 	defer f.Close()
 	for {
+		_, more := p.Since(0)
 		piece, ok := p.Claim(func(i int) (int64, bool) { return int64(-i), true })
 		if !ok {
-			return nil
+			select {
+			case <-p.Done():
+				return nil
+			case <-more:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
 		}
 		b := make([]byte, p.Info().PieceSize(piece))
 		_, err := f.ReadAt(b, int64(piece)*p.Info().PieceLength)
 		if n.Pass != nil && err == nil {
-			err = n.Pass(piece)
+			err = n.Pass(p.Info().Layer, piece)
 		}
 		if err == nil {
 			err = p.Put(piece, b, transport.FromPeer)
