@@ -50,6 +50,9 @@ func (s *Store) publish(ctx context.Context, name string, p Publication) (v Vers
 	if err := CheckName(name); err != nil {
 		return v, err
 	}
+	if len(p.Lower) == 0 && p.Layer == nil {
+		return v, errors.New("a version of no layers")
+	}
 	err = s.backend.Write(ctx, func(w Writer) error {
 		repo := repoOf(name)
 		var layers []oci.Layer

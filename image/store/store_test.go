@@ -17,6 +17,7 @@ import (
 	"rookery/image/imagetest"
 	"rookery/image/oci"
 	"rookery/image/store"
+	"rookery/image/store/storetest"
 	"rookery/wire"
 )
 
@@ -59,6 +60,10 @@ func readBlob(t *testing.T, s *store.Store, d wire.Digest) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func TestDirectory(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Backend { return store.DirectoryOf(open(t, t.TempDir())) })
 }
 
 func TestPublish(t *testing.T) {

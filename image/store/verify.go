@@ -46,10 +46,10 @@ func (s *Store) Verify(ctx context.Context, progress func(done, total int64), ve
 		return nil, err
 	}
 	c := check{s: s, ctx: ctx, have: map[Ref][]Damage{}}
-	sizes := map[wire.Digest]int64{}
+	sizes := map[Ref]int64{}
 	for _, v := range versions {
 		for _, l := range v.Layers {
-			sizes[l.Digest] = l.Size
+			sizes[c.ref(v, l.Digest)] = l.Size
 		}
 	}
 	var total, before int64
@@ -58,7 +58,7 @@ func (s *Store) Verify(ctx context.Context, progress func(done, total int64), ve
 	}
 	c.progress = func(done int64) {
 		if progress != nil {
-			progress(before+done, total)
+			progress(min(before+done, total), total) // of what cannot be read the size is not known
 		}
 	}
 	c.passed = func(size int64) { before += size; c.progress(0) }
@@ -78,6 +78,14 @@ type check struct {
 	passed   func(size int64) // a layer is done
 	have     map[Ref][]Damage
 	order    []Ref
+}
+
+// ref is where v has a blob. In a directory, all have the same.
+func (c *check) ref(v Version, d wire.Digest) Ref {
+	if _, one := c.s.backend.(directory); one {
+		return Ref{Digest: d}
+	}
+	return Ref{Repo: repoOf(v.Name), Digest: d}
 }
 
 func (c *check) damages() (all []Damage) {
@@ -111,10 +119,10 @@ func (c *check) blob(v Version, what string, r Ref, look func() ([]Damage, error
 }
 
 func (c *check) version(names []Name, v Version) error {
-	repo := repoOf(v.Name)
 	var layers []oci.Layer
 	var config oci.Content
-	manifest := Ref{Repo: repo, Digest: v.Manifest, Manifest: true}
+	manifest := c.ref(v, v.Manifest)
+	manifest.Manifest = true
 	err := c.blob(v, "manifest", manifest, func() ([]Damage, error) {
 		n, ok := find(names, v.Name)
 		if !ok || n.Manifest != v.Manifest {
@@ -130,7 +138,7 @@ func (c *check) version(names []Name, v Version) error {
 	if err != nil || layers == nil {
 		return err
 	}
-	r := Ref{Repo: repo, Digest: config.Digest}
+	r := c.ref(v, config.Digest)
 	err = c.blob(v, "config", r, func() ([]Damage, error) {
 		_, err := c.s.readConfig(c.ctx, r, len(layers))
 		return nil, err
@@ -140,12 +148,12 @@ func (c *check) version(names []Name, v Version) error {
 			return err
 		}
 		what := fmt.Sprintf("layer %d", i)
-		r := Ref{Repo: repo, Digest: l.Digest}
+		r := c.ref(v, l.Digest)
 		if err = c.blob(v, what, r, func() ([]Damage, error) { return c.layer(r, l) }); err != nil || l.Torrent == "" {
 			continue
 		}
-		r.Digest = l.Torrent
-		err = c.blob(v, "torrent of "+what, r, func() ([]Damage, error) { return nil, c.s.verifyBlob(c.ctx, r, -1) })
+		torrent := c.ref(v, l.Torrent)
+		err = c.blob(v, "torrent of "+what, torrent, func() ([]Damage, error) { return nil, c.s.verifyBlob(c.ctx, torrent, -1) })
 	}
 	return err
 }
