@@ -10,9 +10,10 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 KERNEL = out/cache/kernel/vmlinuz
 IMAGE  = out/cache/debian12.tar
+TREES  = out/cache/bench/main.tar
 
 .DELETE_ON_ERROR:
-.PHONY: help deps build kernel image demo test unit vm fuzz lint clean
+.PHONY: help deps build kernel image demo test unit vm bench fuzz lint clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +46,11 @@ unit: deps build kernel ## unit and namespace tests with the race detector
 vm: deps build kernel image ## stories in virtual machines; slow
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs ./cmd/rookery-agent
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m ./qemu-tests/...
+
+bench: deps $(IMAGE) $(TREES) ## measures what is promised, into bench/*.md; as root, a quarter of an hour
+	go run ./bench
+$(TREES): scripts/benchtree | deps
+	scripts/benchtree $(@D)
 
 fuzz: ## each fuzz target for FUZZTIME=10s
 	@grep -rn --include='*_test.go' '^func Fuzz' . | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \
