@@ -55,12 +55,8 @@ func withClient(ctx context.Context, dir stateDir, do func(*httpd.Client) error)
 		return err
 	}
 	defer records.Close()
-	find := func(name string) (wire.Image, error) {
-		v, err := images.Resolve(ctx, name)
-		return seed.Named(v), err
-	}
 	log := slog.New(slog.DiscardHandler)
-	machines, err := fleet.New(ctx, fleet.Config{Store: records, Images: find, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log})
+	machines, err := fleet.New(ctx, fleet.Config{Store: records, Images: seed.Images(images), Key: keys.Key, TokenKey: keys.TokenKey(), Log: log})
 	if err != nil {
 		return err
 	}
@@ -161,6 +157,7 @@ func describe(w io.Writer, v fleet.View) {
 	row("mac", "%s", v.MAC)
 	row("address", "%s", v.Address)
 	row("image", "%s", imageOf(v))
+	row("layout", "%s", v.Layout)
 	if i := v.Inventory; i != nil {
 		row("machine", "%s", strings.TrimSpace(i.Vendor+" "+i.Product))
 		row("serial", "%s", i.Serial)
@@ -363,6 +360,7 @@ func planCommand(dir func() stateDir) *cobra.Command {
 					return err
 				}
 				return show(cmd.OutOrStdout(), format, plan, func(w io.Writer) {
+					fmt.Fprintln(w, plan.From+":")
 					for _, line := range plan.Describe() {
 						fmt.Fprintln(w, line)
 					}

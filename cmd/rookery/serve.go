@@ -181,7 +181,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		return err
 	}
 	peer := swarm.NewPeer(seeds, log)
-	seeder := &seed.Seeder{Store: images, Peer: peer, Tracker: where.HTTP + wire.PathAnnounce}
+	seeder := &seed.Seeder{Store: images, Peer: peer, Tracker: where.HTTP + wire.PathAnnounce, Log: log}
 	if err := seeder.All(ctx); err != nil { // of an image; the nodes of the others need us
 		log.Error("not every image can be installed", "err", err)
 	}
@@ -191,7 +191,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	defer records.Close()
 	machines, err := fleet.New(ctx, fleet.Config{
-		Store: records, Images: func(name string) (wire.Image, error) { return seeder.Image(ctx, name) }, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
+		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
 	})
 	if err != nil {
 		return err
@@ -213,6 +213,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 			return httpd.Serve(ctx, tls.NewListener(agents, tlsConfig), agentRoutes, log)
 		}},
 		{Name: "admin", Run: func(ctx context.Context) error { return httpd.Serve(ctx, admin, adminRoutes, log) }},
+		{Name: "images", Run: seeder.Run},
 	}
 	for _, p := range []serve.Part{
 		{Name: "seeder", Run: peer.Run},

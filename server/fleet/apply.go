@@ -349,7 +349,7 @@ func (r records) with(docs []document) records {
 
 // check says what docs, each good by itself, spoil among all records. A node
 // that no document is about is only looked at when it was good before.
-func (r records) check(docs []document, images Images) Problems {
+func (r records) check(ctx context.Context, docs []document, images Images) Problems {
 	images = images.once()
 	after := r.with(docs)
 	idsBefore, idsAfter := newIndex(r.nodes), newIndex(after.nodes)
@@ -358,7 +358,7 @@ func (r records) check(docs []document, images Images) Problems {
 	shared := -1 // the document that touches nodes other than its own
 	for i, d := range docs {
 		if d.kind == kindDefaults {
-			if err := after.checkDefaults(images); err != nil {
+			if err := after.checkDefaults(ctx, images); err != nil {
 				return Problems{d.problem(err)} // that of every node without its own, too
 			}
 		}
@@ -367,7 +367,7 @@ func (r records) check(docs []document, images Images) Problems {
 			continue
 		}
 		about[d.name] = true
-		if err := after.checkNode(d.node, idsAfter, images); err != nil {
+		if err := after.checkNode(ctx, d.node, idsAfter, images); err != nil {
 			problems = append(problems, d.problem(err))
 		}
 	}
@@ -376,10 +376,10 @@ func (r records) check(docs []document, images Images) Problems {
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.nodes)) {
 		n := r.nodes[name]
-		if about[name] || r.checkNode(n, idsBefore, images) != nil {
+		if about[name] || r.checkNode(ctx, n, idsBefore, images) != nil {
 			continue
 		}
-		if err := after.checkNode(n, idsAfter, images); err != nil {
+		if err := after.checkNode(ctx, n, idsAfter, images); err != nil {
 			d := docs[shared]
 			var at *keyError
 			if errors.As(err, &at) {
@@ -407,7 +407,7 @@ func (f *Fleet) Apply(ctx context.Context, files ...File) (done []string, err er
 
 // apply saves docs, which are good by themselves. Called by who holds changing.
 func (f *Fleet) apply(ctx context.Context, docs []document) (done []string, err error) {
-	if problems := f.records.check(docs, f.Images); len(problems) > 0 {
+	if problems := f.records.check(ctx, docs, f.Images); len(problems) > 0 {
 		return nil, problems
 	}
 	var changes []change

@@ -37,20 +37,27 @@ type conflict struct{ error }
 func (conflict) Is(target error) bool { return target == ErrConflict }
 func (c conflict) Unwrap() error      { return c.error }
 
-// Images finds the newest version of "debian12", or the version "debian12:1".
-type Images func(name string) (wire.Image, error)
+// Images finds the version that "debian12", "debian12:latest" or "debian12:1"
+// names; the error is ErrNotFound when there is none.
+type Images func(ctx context.Context, name string) (Image, error)
+
+// An Image is a version of an image.
+type Image struct {
+	wire.Image        // what a script says of it
+	Layout     string `json:"layout,omitempty"` // what its label says of the disk, as JSON; "" when it has none
+}
 
 // once asks images for each name only once.
 func (images Images) once() Images {
 	type answer struct {
-		image wire.Image
+		image Image
 		err   error
 	}
 	known := map[string]answer{}
-	return func(name string) (wire.Image, error) {
+	return func(ctx context.Context, name string) (Image, error) {
 		a, ok := known[name]
 		if !ok {
-			a.image, a.err = images(name)
+			a.image, a.err = images(ctx, name)
 			known[name] = a
 		}
 		return a.image, a.err
@@ -335,7 +342,7 @@ func (f *Fleet) Install(ctx context.Context, name string) error {
 		return fmt.Errorf("node %s: %w", name, ErrNotFound)
 	}
 	n.Boot = wire.Install
-	if err := f.records.checkNode(n, f.ids, f.Images); err != nil {
+	if err := f.records.checkNode(ctx, n, f.ids, f.Images); err != nil {
 		return conflict{fmt.Errorf("node %s: %w", name, err)}
 	}
 	m := f.machines[name]
@@ -378,7 +385,7 @@ func (f *Fleet) Hello(ctx context.Context, h wire.Hello) (wire.Welcome, error) {
 	}
 	w := wire.Welcome{Do: m.status.Next, Node: name, Token: newToken(f.TokenKey, name, h.Boot)}
 	if w.Do == wire.Install {
-		if _, _, err := f.script(name); err != nil { // better told here than after the disk is planned
+		if _, _, err := f.script(ctx, name); err != nil { // better told here than after the disk is planned
 			w.Do, w.Why = wire.Wait, err.Error()
 		}
 	}
@@ -404,25 +411,36 @@ func (f *Fleet) show(name string, m machine) {
 }
 
 // script renders a node's script for the installation that was asked for. It
-// says which name the image was found by.
-func (f *Fleet) script(name string) (s wire.Script, named string, err error) {
+// says which version it installs.
+func (f *Fleet) script(ctx context.Context, name string) (s wire.Script, image Image, err error) {
 	n, status := f.records.nodes[name], f.machines[name].status
-	n.Settings = f.records.settings(n)
-	layout, err := f.records.layout(n.Layout)
+	full := n
+	full.Settings = f.records.settings(n)
+	if image, err = f.image(ctx, full.Image, status); err != nil {
+		return s, image, fmt.Errorf("node %s: %w", name, err)
+	}
+	layout, _, err := f.records.layoutOf(n, image)
 	if err != nil {
-		return s, "", fmt.Errorf("node %s: layout: %w", name, err)
+		return s, image, fmt.Errorf("node %s: %w", name, err)
 	}
-	image := status.Image // a newer version must not get into an installation that began
-	if status.Named != n.Image || image.Name == "" {
-		if image, err = f.Images(n.Image); err != nil {
-			return s, "", fmt.Errorf("node %s: %w", name, noImage(err))
-		}
-	}
-	s = render(n, layout, status, image)
+	s = render(full, layout, status, image.Image)
 	if err := s.Check(); err != nil {
-		return s, "", fmt.Errorf("node %s: script: %w", name, err)
+		return s, image, fmt.Errorf("node %s: script: %w", name, err)
 	}
-	return s, n.Image, nil
+	return s, image, nil
+}
+
+// image is the version that a node's installation is of. A newer one must not
+// get into an installation that began.
+func (f *Fleet) image(ctx context.Context, name string, status Status) (Image, error) {
+	if status.Next == wire.Install && status.Named == name && status.Image.Name != "" {
+		return status.Image, nil
+	}
+	image, err := f.Images(ctx, name)
+	if err != nil {
+		return image, noImage(err)
+	}
+	return image, nil
 }
 
 // Script is the signed script for the bearer of token. The same installation
@@ -443,7 +461,7 @@ func (f *Fleet) Script(ctx context.Context, token string) ([]byte, error) {
 	if m.status.Next != wire.Install {
 		return nil, conflict{fmt.Errorf("node %s: there is nothing to install", name)}
 	}
-	s, named, err := f.script(name)
+	s, image, err := f.script(ctx, name)
 	if err != nil {
 		return nil, conflict{err}
 	}
@@ -453,7 +471,7 @@ func (f *Fleet) Script(ctx context.Context, token string) ([]byte, error) {
 	}
 	f.Log.Info("script fetched", "node", name, "id", s.ID, "image", s.Image.Name)
 	was := m.status
-	m.status = was.fetched(named, s.Image)
+	m.status = was.fetched(f.records.settings(f.records.nodes[name]).Image, image)
 	if m.status.Script != was.Script || m.status.Named != was.Named || m.status.Image != was.Image {
 		err = f.save(ctx, m.change(name))
 	}
@@ -574,26 +592,91 @@ func (f *Fleet) Host(mac, uuid string) (Host, bool) {
 	return host(n, f.machines[name].status.Next, mac), true
 }
 
-// Plan is what an installation of the node would do to its disk: the plan that
-// its agent will make. ErrConflict when the machine never said hello.
-func (f *Fleet) Plan(name string) (disklayout.Plan, error) {
+// A Plan is what an installation of a node would do to its disk, and where the
+// layout that it carries out comes from.
+type Plan struct {
+	disklayout.Plan
+	From string `json:"from"`
+}
+
+// Plan is the plan that a node's agent will make. ErrConflict when the machine
+// never said hello.
+func (f *Fleet) Plan(ctx context.Context, name string) (Plan, error) {
+	n, status, records, err := f.node(name)
+	if err != nil {
+		return Plan{}, err
+	}
+	if status.Inventory == nil {
+		return Plan{}, conflict{fmt.Errorf("node %s: its disks are not known: it never said hello; start it from the network", name)}
+	}
+	layout, from, err := f.layout(ctx, n, status, records)
+	if err != nil {
+		return Plan{}, fmt.Errorf("node %s: %w", name, err)
+	}
+	plan, err := disklayout.Fit(layout, status.Inventory.Disks, status.Inventory.Firmware, status.ID)
+	if err != nil {
+		return Plan{}, fmt.Errorf("node %s: %s: %w", name, from, err)
+	}
+	return Plan{plan, from}, nil
+}
+
+// node is a node as it is now, with the records that it is among.
+func (f *Fleet) node(name string) (Node, Status, records, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	n, ok := f.records.nodes[name]
 	if !ok {
-		return disklayout.Plan{}, fmt.Errorf("node %s: %w", name, ErrNotFound)
+		return n, Status{}, f.records, fmt.Errorf("node %s: %w", name, ErrNotFound)
 	}
-	status := f.machines[name].status
-	if status.Inventory == nil {
-		return disklayout.Plan{}, conflict{fmt.Errorf("node %s: its disks are not known: it never said hello; start it from the network", name)}
+	return n, f.machines[name].status, f.records, nil
+}
+
+// layout is a node's, and where it comes from. The image is only looked for
+// when no record says.
+func (f *Fleet) layout(ctx context.Context, n Node, status Status, r records) (l disklayout.Layout, from string, err error) {
+	var image Image
+	if s := r.settings(n); s.Layout == "" && s.Image != "" {
+		if image, err = f.image(ctx, s.Image, status); err != nil {
+			return l, "", err
+		}
 	}
-	layout, err := f.records.layout(f.records.settings(n).Layout)
-	if err != nil {
-		return disklayout.Plan{}, fmt.Errorf("node %s: layout: %w", name, err)
+	return r.layoutOf(n, image)
+}
+
+// A Need is a version that has to stay, and why.
+type Need struct {
+	Name     string      `json:"name"`
+	Manifest wire.Digest `json:"manifest"`
+	Why      string      `json:"why"` // "node n1", "n1 is being installed"
+}
+
+// Needed are the versions that nodes are to be installed with, by their records
+// now, and those that are being installed. Images that nobody finds are left out.
+func (f *Fleet) Needed(ctx context.Context) ([]Need, error) {
+	f.mu.RLock()
+	records, running := f.records, map[string]Image{}
+	for name, m := range f.machines {
+		if m.status.Next == wire.Install && m.status.Image.Name != "" {
+			running[name] = m.status.Image
+		}
 	}
-	plan, err := disklayout.Fit(layout, status.Inventory.Disks, status.Inventory.Firmware, status.ID)
-	if err != nil {
-		return disklayout.Plan{}, fmt.Errorf("node %s: %w", name, err)
+	f.mu.RUnlock()
+
+	needed, images := []Need{}, f.Images.once()
+	for _, name := range slices.Sorted(maps.Keys(records.nodes)) {
+		if i, ok := running[name]; ok {
+			needed = append(needed, Need{i.Name, i.Manifest, name + " is being installed"})
+		}
+		named := records.settings(records.nodes[name]).Image
+		if named == "" {
+			continue
+		}
+		switch i, err := images(ctx, named); {
+		case err == nil:
+			needed = append(needed, Need{i.Name, i.Manifest, "node " + name})
+		case !errors.Is(err, ErrNotFound):
+			return nil, fmt.Errorf("node %s: %w", name, err)
+		}
 	}
-	return plan, nil
+	return needed, nil
 }

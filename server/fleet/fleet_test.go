@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,13 +36,15 @@ var (
 // A site is a fleet whose server can be restarted and whose images can change.
 type site struct {
 	*fleet.Fleet
-	t      testing.TB
-	store  store.Store
-	newest map[string]string // image to version
+	t       testing.TB
+	store   store.Store
+	newest  map[string]string // image to version
+	layouts map[string]string // labels, by version
+	broken  error             // what looking for an image ends with
 }
 
 func newSite(t testing.TB) *site {
-	s := &site{t: t, store: store.Memory(), newest: map[string]string{"debian12": "1"}}
+	s := &site{t: t, store: store.Memory(), newest: map[string]string{"debian12": "1"}, layouts: map[string]string{}}
 	s.restart()
 	return s
 }
@@ -57,16 +60,20 @@ func (s *site) restart() {
 	s.Fleet = f
 }
 
-func (s *site) resolve(name string) (wire.Image, error) {
+func (s *site) resolve(_ context.Context, name string) (fleet.Image, error) {
+	if s.broken != nil {
+		return fleet.Image{}, s.broken
+	}
 	base, tag, _ := strings.Cut(name, ":")
 	newest, ok := s.newest[base]
 	if !ok {
-		return wire.Image{}, fmt.Errorf("%q is not published", name)
+		return fleet.Image{}, fmt.Errorf("%q: %w", name, fleet.ErrNotFound)
 	}
 	if tag == "" {
 		tag = newest
 	}
-	return wire.Image{Name: base + ":" + tag, Manifest: wire.DigestOf([]byte(base + ":" + tag))}, nil
+	name = base + ":" + tag
+	return fleet.Image{Image: wire.Image{Name: name, Manifest: wire.DigestOf([]byte(name))}, Layout: s.layouts[name]}, nil
 }
 
 func (s *site) apply(yaml string) []string {
@@ -123,7 +130,7 @@ func (s *site) report(token string, events ...wire.Event) {
 
 func (s *site) node(name string) fleet.View {
 	s.t.Helper()
-	v, err := s.Node(name)
+	v, err := s.Node(s.t.Context(), name)
 	if err != nil {
 		s.t.Fatalf("Node: %v", err)
 	}
@@ -170,7 +177,7 @@ func TestAnUnknownMachineBecomesANode(t *testing.T) {
 	if len(s.Nodes()) != 1 || v.New || v.MAC != mac1 || v.Record.UUID != uuid || v.Inventory == nil {
 		t.Errorf("accepted: %+v, want a node with MAC address, UUID and inventory", v)
 	}
-	if _, err := s.Plan("n1"); err != nil { // the disks are known already
+	if _, err := s.Plan(t.Context(), "n1"); err != nil { // the disks are known already
 		t.Errorf("Plan: %v", err)
 	}
 	if w := s.hello(boots[0], mac1); w.Do != wire.Install || w.Node != "n1" {
@@ -306,9 +313,9 @@ ending: poweroff
 		script.OnFailure != wire.Shell || strings.Join(script.Transports, " ") != "bittorrent http" {
 		t.Errorf("script is %+v", script)
 	}
-	plan, err := s.Plan("n1")
+	plan, err := s.Plan(t.Context(), "n1")
 	want, _ := disklayout.Fit(script.Layout, hello("").Inventory.Disks, disklayout.UEFI, script.ID)
-	if err != nil || !reflect.DeepEqual(plan, want) {
+	if err != nil || !reflect.DeepEqual(plan.Plan, want) || plan.From != "layout small of the Defaults" {
 		t.Errorf("Plan: %+v, %v, want the agent's plan: %+v", plan, err, want)
 	}
 	// Two interfaces of one machine must not get one address.
@@ -317,6 +324,103 @@ ending: poweroff
 	}
 	if h, known := s.Host("52:54:00:00:00:99", ""); known {
 		t.Errorf("Host: %+v, want none", h)
+	}
+}
+
+// A node that no record gives a layout has that of its image.
+func TestTheLayoutOfTheImage(t *testing.T) {
+	const (
+		label = `{"partitions":[{"name":"esp","size":"64MiB","type":"esp","fs":"vfat","mount":"/boot/efi"},{"name":"golden","size":"*","type":"linux","fs":"ext4","mount":"/"}]}`
+		small = "kind: Layout\nname: small\npartitions:\n- {name: root, size: '*', type: linux, fs: ext4, mount: /}\n- {name: esp, size: 64MiB, type: esp, fs: vfat, mount: /boot/efi}\n---\n"
+		node  = "kind: Node\nname: n1\nmacs: [52:54:00:00:00:01]\nimage: debian12\n"
+	)
+	for _, tt := range []struct {
+		name, label, yaml, from string
+		root                    string // name of the partition for /
+	}{
+		{"of the node", label, small + node + "layout: small\n", "layout small of the node's record", "root"},
+		{"of the Defaults", label, small + "kind: Defaults\nlayout: small\n---\n" + node, "layout small of the Defaults", "root"},
+		{"of the image", label, small + node, "layout of image debian12:1", "golden"},
+		{"of the program", "", small + node, "the program's own layout", "root"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSite(t)
+			s.layouts["debian12:1"] = tt.label
+			s.apply(tt.yaml)
+			token := s.hello(boots[0], mac1).Token
+			_, script := s.script(token)
+			i := slices.IndexFunc(script.Layout.Partitions, func(p disklayout.Partition) bool { return p.Mount == "/" })
+			if i < 0 || script.Layout.Partitions[i].Name != tt.root {
+				t.Errorf("script has the layout %+v", script.Layout)
+			}
+			if plan, err := s.Plan(t.Context(), "n1"); err != nil || plan.From != tt.from || plan.At("/").Name != tt.root {
+				t.Errorf("Plan: %+v, %v, want %s", plan, err, tt.from)
+			}
+			if v := s.node("n1"); v.Layout != tt.from {
+				t.Errorf("node has the layout %q, want %q", v.Layout, tt.from)
+			}
+
+			// What is published meanwhile changes no installation that began.
+			s.newest["debian12"] = "2"
+			delete(s.layouts, "debian12:1")
+			s.restart()
+			if _, again := s.script(s.hello(boots[0], mac1).Token); !reflect.DeepEqual(again, script) {
+				t.Errorf("the script became %+v, was %+v", again, script)
+			}
+		})
+	}
+	for label, why := range map[string]string{
+		"{":                          "unexpected EOF",
+		`{"partitions":[],"raid":5}`: `unknown field "raid"`,
+		`{"partitions":[]}`:          "layout: partitions: there are none",
+	} {
+		s := newSite(t)
+		s.layouts["debian12:1"] = label
+		s.apply(node)
+		want := "node n1: image debian12:1: label rookery.layout: " + why
+		if w := s.hello(boots[0], mac1); w.Do != wire.Wait || w.Why != want {
+			t.Errorf("label %s: the node is told %q, want %q", label, w.Why, want)
+		}
+		if _, err := s.Plan(t.Context(), "n1"); fmt.Sprint(err) != want {
+			t.Errorf("label %s: Plan: %v, want %s", label, err, want)
+		}
+		if v := s.node("n1"); "node n1: "+v.Layout != want {
+			t.Errorf("label %s: node show says %q", label, v.Layout)
+		}
+	}
+}
+
+func TestNeeded(t *testing.T) {
+	s := newSite(t)
+	s.newest["debian11"] = "4"
+	s.apply("kind: Defaults\nimage: debian11:3\n---\nkind: Node\nname: n1\nmacs: [52:54:00:00:00:01]\nimage: debian12\n---\nkind: Node\nname: n2\nmacs: [52:54:00:00:00:02]\n")
+	needed := func(want ...string) {
+		t.Helper()
+		all, err := s.Needed(t.Context())
+		var got []string
+		for _, n := range all {
+			got = append(got, n.Name+": "+n.Why)
+			if n.Manifest != wire.DigestOf([]byte(n.Name)) {
+				t.Errorf("%s has the manifest %s", n.Name, n.Manifest)
+			}
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("needed are %q, %v, want %q", got, err, want)
+		}
+	}
+	needed("debian12:1: node n1", "debian11:3: node n2")
+	token := s.hello(boots[0], mac1).Token
+	s.script(token)
+	s.newest["debian12"] = "2"
+	needed("debian12:1: n1 is being installed", "debian12:2: node n1", "debian11:3: node n2")
+	s.report(token, wire.Event{Boot: boots[0], Seq: 1, Phase: wire.PhaseEnd, State: wire.Finished})
+	needed("debian12:2: node n1", "debian11:3: node n2")
+	delete(s.newest, "debian12")
+	needed("debian11:3: node n2")
+
+	s.broken = errors.New("registry: connection refused")
+	if _, err := s.Needed(t.Context()); !errors.Is(err, s.broken) {
+		t.Errorf("Needed: %v, want %v: nothing may be taken for unneeded now", err, s.broken)
 	}
 }
 
@@ -366,8 +470,8 @@ layout: small
 		{"bad ending", node(mac, image, "ending: kexec"), `f.yaml:5: node n1: ending: "kexec" is not one of reboot, poweroff, shell, exit`},
 		{"bad boot", node(mac, image, "boot: usb"), `f.yaml:5: node n1: boot: "usb" is neither install nor local`},
 		{"bad console", node(mac, image, "console: ttyS0 115200"), `f.yaml:5: node n1: console: "ttyS0 115200" is not a console such as ttyS0,115200`},
-		{"missing image", node(mac, "image: debian13"), `f.yaml:4: node n1: image: "debian13" is not published`},
-		{"missing image of all", "kind: Defaults\nimage: debian13\n", `f.yaml:2: defaults: image: "debian13" is not published`},
+		{"missing image", node(mac, "image: debian13"), `f.yaml:4: node n1: image: "debian13": not found`},
+		{"missing image of all", "kind: Defaults\nimage: debian13\n", `f.yaml:2: defaults: image: "debian13": not found`},
 		{"missing layout of all", "kind: Defaults\nlayout: big\n", `f.yaml:2: defaults: layout: no layout "big"`},
 		{"empty layout", "kind: Layout\nname: l\npartitions: []\n", "f.yaml:3: layout l: partitions: there are none"},
 		{"address of the server", node(mac, image, "address: 10.0.0.1/24"), "f.yaml:5: node n1: address: 10.0.0.1 is the server's own"},
@@ -449,7 +553,7 @@ func TestPutEditDelete(t *testing.T) {
 		t.Errorf("Report of a deleted node: %v, want %v", err, fleet.ErrToken)
 	}
 	s.restart()
-	if _, err := s.Node("n1"); !errors.Is(err, fleet.ErrNotFound) {
+	if _, err := s.Node(t.Context(), "n1"); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("Node: %v, want %v", err, fleet.ErrNotFound)
 	}
 	s.apply(oneNode)
@@ -468,7 +572,7 @@ func TestANodeWhoseImageIsGoneWaits(t *testing.T) {
 	s.apply(oneNode)
 	delete(s.newest, "debian12")
 	w := s.hello(boots[0], mac1)
-	if w.Do != wire.Wait || w.Why != `node n1: image: "debian12" is not published` {
+	if w.Do != wire.Wait || w.Why != `node n1: image: "debian12": not found` {
 		t.Errorf("hello: %+v, want to wait for the image", w)
 	}
 	s.newest["debian12"] = "1"
@@ -480,7 +584,7 @@ func TestANodeWhoseImageIsGoneWaits(t *testing.T) {
 func TestPlanNeedsAHello(t *testing.T) {
 	s := newSite(t)
 	s.apply(oneNode)
-	_, err := s.Plan("n1")
+	_, err := s.Plan(t.Context(), "n1")
 	if !errors.Is(err, fleet.ErrConflict) || !strings.Contains(err.Error(), "never said hello") {
 		t.Errorf("Plan: %v, want that the machine never said hello", err)
 	}
@@ -637,7 +741,7 @@ func FuzzHello(f *testing.F) {
 		if w.Do == wire.Install {
 			s.script(w.Token)
 		}
-		s.Plan("n1")
+		s.Plan(t.Context(), "n1")
 		if len(s.Nodes()) > 2 {
 			t.Fatalf("one hello made %d nodes", len(s.Nodes()))
 		}
@@ -701,7 +805,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 				s.Nodes()
 				s.Host(mac, "")
 			}
-			s.Plan(name)
+			s.Plan(t.Context(), name)
 			s.Edit(t.Context(), name, func(n *fleet.Node) error { n.Domain = "example.org"; return nil })
 			s.report(token, event(boot, 20, wire.PhaseEnd, wire.Finished))
 		})
@@ -719,14 +823,14 @@ func TestANewMachineIsShownByItsMAC(t *testing.T) {
 	s := newSite(t)
 	s.hello(boots[0], mac1, mac2)
 	for _, mac := range []string{mac1, "52-54-00-00-00-02"} {
-		if v, err := s.Node(mac); err != nil || !v.New || v.MAC != mac1 {
+		if v, err := s.Node(t.Context(), mac); err != nil || !v.New || v.MAC != mac1 {
 			t.Errorf("Node(%s): %+v, %v", mac, v, err)
 		}
 	}
 	if err := s.Accept(t.Context(), mac1, fleet.Node{Name: "n1", Settings: fleet.Settings{Image: "debian12"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Node(mac1); !errors.Is(err, fleet.ErrNotFound) {
+	if _, err := s.Node(t.Context(), mac1); !errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("Node of a machine that was accepted: %v", err)
 	}
 	err := s.Accept(t.Context(), mac1, fleet.Node{Name: "n2", Settings: fleet.Settings{Image: "debian12"}})

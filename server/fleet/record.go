@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"rookery/disklayout"
+	"rookery/image/oci"
 	"rookery/wire"
 )
 
@@ -101,16 +103,44 @@ type records struct {
 
 func (r records) settings(n Node) Settings { return n.Settings.over(r.defaults).over(program) }
 
-// layout is the layout of that name; "" is the program's own.
-func (r records) layout(name string) (disklayout.Layout, error) {
-	if name == "" {
-		return disklayout.Default(), nil
+// layoutOf is the layout for a node with an image, and where it comes from: its
+// record, the Defaults, the image, or the program.
+func (r records) layoutOf(n Node, image Image) (l disklayout.Layout, from string, err error) {
+	switch {
+	case n.Layout != "":
+		l, err = r.layout(n.Layout)
+		return l, fmt.Sprintf("layout %s of the node's record", n.Layout), err
+	case r.defaults.Layout != "":
+		l, err = r.layout(r.defaults.Layout)
+		return l, fmt.Sprintf("layout %s of the Defaults", r.defaults.Layout), err
+	case image.Layout != "":
+		if err = wire.Strict([]byte(image.Layout), &l); err == nil {
+			err = l.Check()
+		}
+		if err != nil {
+			return l, "", fmt.Errorf("image %s: label %s: %w", image.Name, oci.LabelLayout, err)
+		}
+		return l, "layout of image " + image.Name, nil
 	}
+	return disklayout.Default(), "the program's own layout", nil
+}
+
+// layout is the Layout record of that name.
+func (r records) layout(name string) (disklayout.Layout, error) {
 	l, ok := r.layouts[name]
 	if !ok {
-		return l, fmt.Errorf("no layout %q", name)
+		return l, bad("layout", "no layout %q", name)
 	}
 	return l, nil
+}
+
+// checkLayout says that there is no such layout; "" is for none.
+func (r records) checkLayout(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := r.layout(name)
+	return err
 }
 
 // A keyError is a reason with the key of the record that it is about.
@@ -244,19 +274,19 @@ func recordKey(err error) error {
 }
 
 // checkDefaults says what the Defaults name that is not there.
-func (r records) checkDefaults(images Images) error {
-	if _, err := r.layout(r.defaults.Layout); err != nil {
-		return &keyError{"layout", err}
+func (r records) checkDefaults(ctx context.Context, images Images) error {
+	if err := r.checkLayout(r.defaults.Layout); err != nil {
+		return err
 	}
-	return images.check(r.defaults.Image)
+	return images.check(ctx, r.defaults.Image)
 }
 
 // check says of a record's image that it is not there.
-func (images Images) check(name string) error {
+func (images Images) check(ctx context.Context, name string) error {
 	if name == "" {
 		return nil
 	}
-	if _, err := images(name); err != nil {
+	if _, err := images(ctx, name); err != nil {
 		return noImage(err)
 	}
 	return nil
@@ -269,7 +299,7 @@ func noImage(err error) error {
 
 // checkNode says what is wrong with a node among all records. What is wrong
 // between two nodes is said of both.
-func (r records) checkNode(n Node, ids index, images Images) error {
+func (r records) checkNode(ctx context.Context, n Node, ids index, images Images) error {
 	for _, id := range n.ids() {
 		for _, other := range ids[id] {
 			if other != n.Name {
@@ -278,13 +308,13 @@ func (r records) checkNode(n Node, ids index, images Images) error {
 		}
 	}
 	s := r.settings(n)
-	if _, err := r.layout(s.Layout); err != nil {
-		return &keyError{"layout", err}
+	if err := r.checkLayout(s.Layout); err != nil {
+		return err
 	}
 	if s.Image == "" && n.Boot != wire.Local {
 		return bad("image", "missing, and the Defaults name none")
 	}
-	if err := images.check(s.Image); err != nil {
+	if err := images.check(ctx, s.Image); err != nil {
 		return err
 	}
 	if p, err := netip.ParsePrefix(n.Address); err == nil && p.Addr() == r.server {

@@ -15,9 +15,9 @@ type Status struct {
 	// ID is that of the installation which was last asked for; Image is what
 	// it installs, since its script was first fetched, and Named the name that
 	// was looked up for it.
-	ID    string     `json:"id"`
-	Image wire.Image `json:"image"`
-	Named string     `json:"named,omitempty"`
+	ID    string `json:"id"`
+	Image Image  `json:"image"`
+	Named string `json:"named,omitempty"`
 
 	Boot   string `json:"boot,omitempty"`   // the latest start of the agent
 	Script string `json:"script,omitempty"` // the installation whose script that start fetched
@@ -82,7 +82,7 @@ func (s Status) hello(h wire.Hello, now time.Time) Status {
 }
 
 // fetched is s after the running agent got the script.
-func (s Status) fetched(named string, image wire.Image) Status {
+func (s Status) fetched(named string, image Image) Status {
 	s.Script, s.Named, s.Image = s.ID, named, image
 	return s
 }

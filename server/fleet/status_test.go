@@ -19,7 +19,7 @@ var (
 // running is a node whose agent has the script of the installation "1".
 func running() Status {
 	s := Status{}.request(wire.Install, "1").hello(wire.Hello{Boot: bootA}, noon)
-	return s.fetched("debian12", wire.Image{Name: "debian12:1"})
+	return s.fetched("debian12", Image{Image: wire.Image{Name: "debian12:1"}})
 }
 
 func event(boot string, seq int, phase wire.Phase, state wire.State) wire.Event {
@@ -79,7 +79,7 @@ func TestStatusEvent(t *testing.T) {
 		}, want{next: wire.Install}},
 		{"a failure is shown until an installation succeeds", func() Status {
 			s, _ := running().event(event(bootA, 1, wire.PhasePartition, wire.Failed), noon)
-			return s.hello(wire.Hello{Boot: bootB}, noon).fetched("debian12", wire.Image{})
+			return s.hello(wire.Hello{Boot: bootB}, noon).fetched("debian12", Image{})
 		}(), []wire.Event{
 			event(bootB, 1, wire.PhasePartition, wire.Started),
 		}, want{next: wire.Install, phases: "partition started 0", failed: "partition: text 1"}},

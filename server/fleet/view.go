@@ -1,7 +1,7 @@
 package fleet
 
 import (
-	"fmt"
+	"context"
 	"maps"
 	"slices"
 	"time"
@@ -18,9 +18,10 @@ type View struct {
 	MAC    string `json:"mac,omitempty"` // to speak of a new machine by
 	Record *Node  `json:"record,omitempty"`
 
-	Next    wire.Do    `json:"next,omitempty"` // install, local; wait: not accepted
-	ID      string     `json:"id,omitempty"`   // of the installation last asked for
-	Image   wire.Image `json:"image,omitzero"` // the version it installs, once it began
+	Next    wire.Do    `json:"next,omitempty"`   // install, local; wait: not accepted
+	ID      string     `json:"id,omitempty"`     // of the installation last asked for
+	Image   wire.Image `json:"image,omitzero"`   // the version it installs, once it began
+	Layout  string     `json:"layout,omitempty"` // where it comes from; of Node alone
 	Address string     `json:"address,omitempty"`
 
 	Phase   wire.Phase     `json:"phase,omitempty"` // the latest
@@ -40,7 +41,7 @@ type View struct {
 
 func view(n Node, s Status) View {
 	v := View{
-		Name: n.Name, Record: &n, Next: s.Next, ID: s.ID, Image: s.Image, Address: n.Address,
+		Name: n.Name, Record: &n, Next: s.Next, ID: s.ID, Image: s.Image.Image, Address: n.Address,
 		Text: s.Text, Phases: s.Phases, Fetch: s.Fetch, Error: s.Error,
 		Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
 	}
@@ -81,15 +82,19 @@ func (c *newcomer) view() View {
 }
 
 // Node is one node, or the new machine of a MAC address, or ErrNotFound.
-func (f *Fleet) Node(name string) (View, error) {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	n, ok := f.records.nodes[name]
-	if c := f.newcomers.find(normalMAC(name)); !ok && c != nil {
-		return c.view(), nil
+func (f *Fleet) Node(ctx context.Context, name string) (View, error) {
+	n, status, records, err := f.node(name)
+	if err != nil {
+		f.mu.RLock()
+		defer f.mu.RUnlock()
+		if c := f.newcomers.find(normalMAC(name)); c != nil {
+			return c.view(), nil
+		}
+		return View{}, err
 	}
-	if !ok {
-		return View{}, fmt.Errorf("node %s: %w", name, ErrNotFound)
+	v := view(n, status)
+	if _, v.Layout, err = f.layout(ctx, n, status, records); err != nil {
+		v.Layout = err.Error()
 	}
-	return view(n, f.machines[name].status), nil
+	return v, nil
 }

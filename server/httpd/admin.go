@@ -19,7 +19,7 @@ const (
 func (s *Server) nodes(w http.ResponseWriter, _ *http.Request) { answer(w, s.Fleet.Nodes()) }
 
 func (s *Server) node(w http.ResponseWriter, r *http.Request) {
-	v, err := s.Fleet.Node(r.PathValue("name"))
+	v, err := s.Fleet.Node(r.Context(), r.PathValue("name"))
 	s.reply(w, r, v, err)
 }
 
@@ -63,8 +63,13 @@ func (s *Server) install(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
-	p, err := s.Fleet.Plan(r.PathValue("name"))
+	p, err := s.Fleet.Plan(r.Context(), r.PathValue("name"))
 	s.reply(w, r, p, err)
+}
+
+func (s *Server) needed(w http.ResponseWriter, r *http.Request) {
+	needed, err := s.Fleet.Needed(r.Context())
+	s.reply(w, r, needed, err)
 }
 
 // apply takes YAML documents, named by ?file=, or as JSON several such files.
@@ -104,7 +109,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if node != "" {
-		if _, err := s.Fleet.Node(node); err != nil {
+		if _, err := s.Fleet.Node(r.Context(), node); err != nil {
 			s.refuse(w, r, err)
 			return
 		}
@@ -138,7 +143,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 func (s *Server) replyNode(w http.ResponseWriter, r *http.Request, name string, err error) {
 	var v fleet.View
 	if err == nil {
-		v, err = s.Fleet.Node(name)
+		v, err = s.Fleet.Node(r.Context(), name)
 	}
 	s.reply(w, r, v, err)
 }

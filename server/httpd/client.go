@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strconv"
 
-	"rookery/disklayout"
 	"rookery/server/fleet"
 )
 
@@ -75,9 +74,15 @@ func (c *Client) Install(ctx context.Context, name string) error {
 }
 
 // Plan is what an installation would do to a node's disk.
-func (c *Client) Plan(ctx context.Context, name string) (p disklayout.Plan, err error) {
+func (c *Client) Plan(ctx context.Context, name string) (p fleet.Plan, err error) {
 	err = c.call(ctx, http.MethodGet, nodePath(name)+"/plan", nil, &p)
 	return p, err
+}
+
+// Needed are the versions of images that nodes need, and why.
+func (c *Client) Needed(ctx context.Context) (needed []fleet.Need, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/images/needed", nil, &needed)
+	return needed, err
 }
 
 // Apply saves the records of all files, or none; it returns what was changed.

@@ -61,6 +61,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	a.HandleFunc("POST /v1/nodes/{mac}/accept", s.accept)
 	a.HandleFunc("POST /v1/nodes/{name}/install", s.install)
 	a.HandleFunc("GET /v1/nodes/{name}/plan", s.plan)
+	a.HandleFunc("GET /v1/images/needed", s.needed)
 	a.HandleFunc("POST /v1/apply", s.apply)
 	a.HandleFunc("GET /v1/events", s.events)
 

@@ -44,11 +44,11 @@ func newServer(t testing.TB) *httpd.Server {
 	log := slog.New(slog.DiscardHandler)
 	f, err := fleet.New(t.Context(), fleet.Config{
 		Store: store.Memory(), Key: siteKey, TokenKey: []byte("tokens"), Log: log,
-		Images: func(name string) (wire.Image, error) {
+		Images: func(_ context.Context, name string) (fleet.Image, error) {
 			if name != "debian12" {
-				return wire.Image{}, fmt.Errorf("image %q: %w", name, images.ErrNotFound)
+				return fleet.Image{}, fmt.Errorf("image %q: %w", name, fleet.ErrNotFound)
 			}
-			return wire.Image{Name: "debian12:1", Manifest: wire.DigestOf(nil)}, nil
+			return fleet.Image{Image: wire.Image{Name: "debian12:1", Manifest: wire.DigestOf(nil)}}, nil
 		},
 	})
 	if err != nil {
@@ -310,7 +310,7 @@ func TestAdmin(t *testing.T) {
 			if err := c.Accept(ctx, all[2].MAC, fleet.Node{Name: "n3", Settings: fleet.Settings{Image: "debian12"}}); err != nil {
 				t.Errorf("Accept: %v", err)
 			}
-			if p, err := c.Plan(ctx, "n3"); err != nil || p.Disk.Name != "vda" || len(p.Partitions) == 0 {
+			if p, err := c.Plan(ctx, "n3"); err != nil || p.Disk.Name != "vda" || len(p.Partitions) == 0 || p.From != "the program's own layout" {
 				t.Errorf("Plan: %+v, %v", p, err)
 			}
 			_, err = c.Plan(ctx, "n1")
@@ -336,6 +336,12 @@ func TestAdmin(t *testing.T) {
 			again, err := c.Node(ctx, "n1")
 			if err != nil || again.ID == v.ID {
 				t.Errorf("Install: %v, ID is still %s", err, again.ID)
+			}
+			request(t, agent, "GET", wire.PathScript, welcome(t, agent, mac1).Token, "")
+			needed, err := c.Needed(ctx)
+			want := fleet.Need{Name: "debian12:1", Manifest: wire.DigestOf(nil), Why: "n1 is being installed"}
+			if err != nil || len(needed) != 4 || needed[0] != want || needed[3].Why != "node n4" {
+				t.Errorf("Needed: %+v, %v, want for all nodes with an image, and for n1 twice", needed, err)
 			}
 			if err := c.Delete(ctx, "n4"); err != nil {
 				t.Errorf("Delete: %v", err)

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"os"
 	"sync"
+	"time"
 
 	"rookery/image/oci"
 	"rookery/image/store"
+	"rookery/server/fleet"
 	"rookery/transport"
 	"rookery/transport/swarm"
 	"rookery/wire"
@@ -22,93 +26,197 @@ type Seeder struct {
 	Store   *store.Store
 	Peer    *swarm.Peer
 	Tracker string // announce URL
+	Log     *slog.Logger
 
-	mu      sync.Mutex
-	offered map[wire.Digest]bool // layers
-	hashes  map[[20]byte]bool
+	changing sync.Mutex // held by who offers or withdraws, which takes its time
+	mu       sync.Mutex
+	offered  map[wire.Digest]*offer
 }
 
-// All offers every version in the store. One that is damaged does not keep the
-// others out; the error tells of each.
+// An offer is a layer that is served.
+type offer struct {
+	torrent *swarm.Torrent
+	blob    store.Blob
+}
+
+func (o *offer) infohash() [20]byte { return o.torrent.Pieces().Info().InfoHash }
+
+// All offers every version in the store, and withdraws what is not in it any
+// more. A version that is damaged does not keep the others out; the error tells
+// of each.
 func (s *Seeder) All(ctx context.Context) error {
 	versions, err := s.Store.List(ctx)
 	if err != nil {
 		return err
 	}
 	var errs []error
+	listed := map[wire.Digest]bool{}
 	for _, v := range versions {
 		errs = append(errs, s.offer(ctx, v))
+		for _, l := range v.Layers {
+			listed[l.Digest] = true
+		}
 	}
+	s.withdraw(ctx, listed)
 	return errors.Join(errs...)
 }
 
-// Image finds a version by name and offers its layers. Versions that another
-// process published since the last call are found too.
-func (s *Seeder) Image(ctx context.Context, name string) (wire.Image, error) {
-	v, err := s.Store.Resolve(ctx, name)
-	if err != nil {
-		return wire.Image{}, err
+// keepUp is how often Run looks for what other processes did to the store.
+const keepUp = time.Minute
+
+// Run does as All does, again and again, until ctx ends.
+func (s *Seeder) Run(ctx context.Context) error {
+	said := fmt.Sprint(s.All(ctx)) // by whoever called All
+	tick := time.NewTicker(keepUp)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := s.All(ctx)
+		if text := fmt.Sprint(err); err != nil && ctx.Err() == nil && text != said {
+			said = text
+			s.Log.Error("not every image can be installed", "err", err)
+		}
 	}
-	return Named(v), s.offer(ctx, v)
 }
 
-// Named is what a script says of a version.
-func Named(v store.Version) wire.Image { return wire.Image{Name: v.Name, Manifest: v.Manifest} }
+// Image is fleet.Images, which offers the layers of what it finds. Versions
+// that another process published are found too.
+func (s *Seeder) Image(ctx context.Context, name string) (fleet.Image, error) {
+	v, err := find(ctx, s.Store, name)
+	if err != nil {
+		return fleet.Image{}, err
+	}
+	return known(v), s.offer(ctx, v)
+}
 
-// Known says whether a torrent is one of the store's.
+// Images finds versions for a fleet, and offers nothing.
+func Images(images *store.Store) fleet.Images {
+	return func(ctx context.Context, name string) (fleet.Image, error) {
+		v, err := find(ctx, images, name)
+		return known(v), err
+	}
+}
+
+// missing is an error of the store that the fleet understands.
+type missing struct{ error }
+
+func (missing) Is(target error) bool { return target == fleet.ErrNotFound }
+func (m missing) Unwrap() error      { return m.error }
+
+func find(ctx context.Context, images *store.Store, name string) (store.Version, error) {
+	v, err := images.Resolve(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		err = missing{err}
+	}
+	return v, err
+}
+
+func known(v store.Version) fleet.Image {
+	return fleet.Image{Image: wire.Image{Name: v.Name, Manifest: v.Manifest}, Layout: v.Labels[oci.LabelLayout]}
+}
+
+// Known says whether a torrent is one of those that are offered.
 func (s *Seeder) Known(infohash [20]byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.hashes[infohash]
+	for _, o := range s.offered {
+		if o.infohash() == infohash {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Seeder) offer(ctx context.Context, v store.Version) error {
 	if v.Err != nil {
 		return fmt.Errorf("seed %s: %w", v.Name, v.Err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range v.Layers {
-		if s.offered[l.Digest] {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	for i, l := range v.Layers {
+		if s.get(l.Digest) != nil {
 			continue
 		}
-		if err := s.open(ctx, l); err != nil {
-			return fmt.Errorf("seed %s: layer %s: %w", v.Name, l.Digest, err)
+		o, err := s.open(ctx, l)
+		if err != nil {
+			return fmt.Errorf("seed %s: layer %d: %s: %w", v.Name, i, l.Digest, err)
 		}
+		s.set(l.Digest, o)
 	}
 	return nil
 }
 
-func (s *Seeder) open(ctx context.Context, l oci.Layer) error {
+func (s *Seeder) get(layer wire.Digest) *offer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offered[layer]
+}
+
+func (s *Seeder) set(layer wire.Digest, o *offer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.offered == nil {
+		s.offered = map[wire.Digest]*offer{}
+	}
+	if s.offered[layer] = o; o == nil {
+		delete(s.offered, layer)
+	}
+}
+
+// withdraw stops offering the layers that the store has no more. Whoever is
+// fetching one gets the rest: the file is open.
+func (s *Seeder) withdraw(ctx context.Context, listed map[wire.Digest]bool) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.mu.Lock()
+	all := maps.Clone(s.offered)
+	s.mu.Unlock()
+	for layer, o := range all {
+		if listed[layer] || o.torrent.Incomplete() > 0 {
+			continue
+		}
+		blob, err := s.Store.Blob(ctx, layer)
+		if err == nil {
+			blob.Close()
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		s.Peer.Remove(o.infohash())
+		o.blob.Close()
+		s.set(layer, nil)
+	}
+}
+
+func (s *Seeder) open(ctx context.Context, l oci.Layer) (*offer, error) {
 	torrent, err := s.Store.Blob(ctx, l.Torrent)
 	if err != nil {
-		return fmt.Errorf("torrent: %w", err)
+		return nil, fmt.Errorf("torrent: %w", err)
 	}
 	defer torrent.Close()
 	b, err := io.ReadAll(io.NewSectionReader(torrent, 0, min(torrent.Size(), transport.MaxTorrent)))
 	if err != nil {
-		return fmt.Errorf("torrent: %w", err)
+		return nil, fmt.Errorf("torrent: %w", err)
 	}
 	info, err := transport.ParseTorrent(b)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	f, err := s.Store.Blob(context.WithoutCancel(ctx), l.Digest) // it is served long after
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if f.Size() != info.Length || info.Layer != l.Digest {
 		f.Close()
-		return fmt.Errorf("torrent is of %d bytes of %s, the layer has %d", info.Length, info.Layer, f.Size())
+		return nil, fmt.Errorf("torrent is of %d bytes of %s, the layer has %d", info.Length, info.Layer, f.Size())
 	}
 	pieces := transport.NewPieces(info, layer{f})
 	pieces.AllDone()
-	s.Peer.Add(pieces, swarm.Options{Seeder: true, Trackers: []string{s.Tracker}})
-	if s.offered == nil {
-		s.offered, s.hashes = map[wire.Digest]bool{}, map[[20]byte]bool{}
-	}
-	s.offered[l.Digest], s.hashes[info.InfoHash] = true, true
-	return nil
+	return &offer{s.Peer.Add(pieces, swarm.Options{Seeder: true, Trackers: []string{s.Tracker}}), f}, nil
 }
 
 // A layer is complete, so nothing is ever written to it.

@@ -1,20 +1,33 @@
 package seed_test
 
 import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"rookery/image"
+	"rookery/image/oci"
 	"rookery/image/store"
 	"rookery/image/tree"
+	"rookery/server/fleet"
 	"rookery/server/seed"
 	"rookery/transport"
 	"rookery/transport/swarm"
+	"rookery/transport/transporttest"
 	"rookery/wire"
 )
 
@@ -29,7 +42,7 @@ func publish(t *testing.T, images *store.Store, name string) store.Version {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	v, err := images.Publish(t.Context(), name, store.Publication{Layer: func(w io.Writer) (image.Descriptor, error) { return image.Write(w, tr.Entries, tr.Open) }})
+	v, err := images.Publish(t.Context(), name, store.Publication{Config: store.Config{Labels: map[string]string{oci.LabelLayout: `{"partitions":[]}`}}, Layer: func(w io.Writer) (image.Descriptor, error) { return image.Write(w, tr.Entries, tr.Open) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,5 +122,110 @@ func TestATorrentOfSomethingElseIsNotOffered(t *testing.T) {
 	}
 	if s.Known(infohash(t, images, v.Layers[0].Torrent)) {
 		t.Error("the torrent is offered")
+	}
+}
+
+// What the store has no more is offered to nobody new; who fetches it gets the
+// rest.
+func TestARemovedLayerIsWithdrawn(t *testing.T) {
+	images, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	images.Torrent = transport.NewTorrent
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	peer := func() (*swarm.Peer, netip.AddrPort) {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := swarm.NewPeer(ln, slog.New(slog.DiscardHandler))
+		running.Go(func() { _ = p.Run(ctx) })
+		return p, netip.MustParseAddrPort(ln.Addr().String())
+	}
+	seeds, at := peer()
+	track := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { // says where the server is
+		compact := binary.BigEndian.AppendUint16(at.Addr().AsSlice(), at.Port())
+		fmt.Fprintf(w, "d8:intervali1e5:peers6:%se", compact)
+	}))
+	defer track.Close()
+	s := &seed.Seeder{Store: images, Peer: seeds, Tracker: track.URL}
+	v, other := publish(t, images, "gone:1"), publish(t, images, "stays:1")
+	if err := s.All(ctx); err != nil {
+		t.Fatal(err)
+	}
+	torrent, err := os.ReadFile(images.Path(v.Layers[0].Torrent))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := transport.ParseTorrent(torrent)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	node, _ := peer()
+	pieces := transport.NewPieces(info, transporttest.NewMemory(nil))
+	pieces.Hold()
+	joined := node.Add(pieces, swarm.Options{Trackers: []string{s.Tracker}})
+	served := seeds.Torrents()[slices.IndexFunc(seeds.Torrents(), func(t *swarm.Torrent) bool { return t.Pieces().Info().InfoHash == info.InfoHash })]
+	until(t, func() bool { return joined.Peers() == 1 && served.Incomplete() == 1 })
+	if _, err := images.Remove(ctx, "gone:1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.All(ctx); err != nil || !s.Known(info.InfoHash) {
+		t.Errorf("All: %v; a node that is fetching is left alone: %v", err, !s.Known(info.InfoHash))
+	}
+	pieces.Want(transport.Range{Size: info.Length})
+	<-pieces.Done()
+	until(t, func() bool { return served.Incomplete() == 0 })
+	if err := s.All(ctx); err != nil || s.Known(info.InfoHash) || len(seeds.Torrents()) != 1 {
+		t.Errorf("All: %v; what is gone is still offered: %v", err, s.Known(info.InfoHash))
+	}
+	if !s.Known(infohash(t, images, other.Layers[0].Torrent)) {
+		t.Error("what stays is withdrawn")
+	}
+}
+
+// until polls what has no event of its own.
+func until(t *testing.T, what func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !what() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("waited for too long")
+		}
+	}
+}
+
+func TestImages(t *testing.T) {
+	images, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := publish(t, images, "debian12:1")
+	find := seed.Images(images)
+	if i, err := find(t.Context(), "debian12"); err != nil || i.Name != v.Name || i.Manifest != v.Manifest || i.Layout != `{"partitions":[]}` {
+		t.Errorf("found %+v, %v, want %s with its layout", i, err, v.Name)
+	}
+	if _, err := find(t.Context(), "debian13"); !errors.Is(err, fleet.ErrNotFound) || !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("%v, want %v", err, fleet.ErrNotFound)
+	}
+	if err := os.Remove(images.Path(v.Manifest)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := store.Open(filepath.Dir(filepath.Dir(filepath.Dir(images.Path(v.Manifest)))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := seed.Images(again)(t.Context(), "debian12"); err == nil || errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("%v: a damaged version is there", err)
 	}
 }
