@@ -170,7 +170,8 @@ func TestARemovedLayerIsWithdrawn(t *testing.T) {
 	pieces := transport.NewPieces(info, transporttest.NewMemory(nil))
 	pieces.Hold()
 	joined := node.Add(pieces, swarm.Options{Trackers: []string{s.Tracker}})
-	served := seeds.Torrents()[slices.IndexFunc(seeds.Torrents(), func(t *swarm.Torrent) bool { return t.Pieces().Info().InfoHash == info.InfoHash })]
+	torrents := seeds.Torrents()
+	served := torrents[slices.IndexFunc(torrents, func(t *swarm.Torrent) bool { return t.Pieces().Info().InfoHash == info.InfoHash })]
 	until(t, func() bool { return joined.Peers() == 1 && served.Incomplete() == 1 })
 	if _, err := images.Remove(ctx, "gone:1"); err != nil {
 		t.Fatal(err)
