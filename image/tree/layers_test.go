@@ -55,7 +55,7 @@ func TestFromLayers(t *testing.T) {
 		{name: "opaque, after what the layer has", upper: []member{file("d/e/n", "7"), file("d/.wh..wh..opq", "")},
 			want: "./, d/, d/e/, d/e/n=7, f=4, g hard link f, s symlink d, tmp/"},
 		{name: "opaque root", upper: []member{file(".wh..wh..opq", ""), file("n", "7")}, want: "./, n=7"},
-		{name: "AUFS's own", upper: []member{file(".wh..wh.aufs", ""), dir(".wh..wh.plnk"), file(".wh.d", "")}, want: "./, f=4, g hard link f, s symlink d, tmp/"},
+		{name: "AUFS's own", upper: []member{file(".wh..wh.aufs", ""), dir(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", ""), file(".wh.d", "")}, want: "./, f=4, g hard link f, s symlink d, tmp/"},
 		{name: "directory to file", upper: []member{file("d", "7")}, want: "./, d=7, f=4, g hard link f, s symlink d, tmp/"},
 		{name: "directory to symlink", upper: []member{link(tar.TypeSymlink, "d", "f")}, want: "./, d symlink f, f=4, g hard link f, s symlink d, tmp/"},
 		{name: "file to directory", upper: []member{dir("f"), file("f/n", "7"), dir("s")}, want: "./, d/, d/e/, d/e/z=3, d/x=1, d/y=2, f/, f/n=7, g=4, s/, tmp/"},
@@ -66,6 +66,7 @@ func TestFromLayers(t *testing.T) {
 		{name: "below a file", upper: []member{file("f/x", "9")}, err: `"f/x": lies below "f", a file`},
 		{name: "root is a file", upper: []member{file(".", "9")}, err: "root"},
 		{name: "whiteout of nothing", upper: []member{file("d/.wh.", "")}, err: `layer B: "d/.wh.": whiteout of ""`},
+		{name: "below a whiteout", upper: []member{file(".wh.d/x", "")}, err: `".wh.d/x": lies below a whiteout`},
 		{name: "whiteout up", upper: []member{file("d/.wh...", "")}, err: `layer B: "d/.wh...": whiteout of ".."`},
 		{name: "hard link out", upper: []member{link(tar.TypeLink, "n", "../etc/passwd")}, err: "leads up"},
 		{name: "hard link to a directory below", upper: []member{link(tar.TypeLink, "n", "d")}, err: "no earlier file"},
@@ -165,22 +166,49 @@ func contents(t *testing.T, tr *tree.Tree) map[string][]byte {
 	return all
 }
 
+// The layers are lines, "-" between them: the kind of a member, its name, and what
+// it links to.
 func FuzzFromLayers(f *testing.F) {
-	for _, s := range [][2][]member{
-		{{dir("a"), file("a/b", "c")}, {file("a/.wh.b", ""), link(tar.TypeLink, "l", "a/b")}},
-		{{file("x/y/z", "c")}, {file("x/.wh..wh..opq", ""), file("x/y", "f")}},
-	} {
-		var b [2][]byte
-		for i := range s {
-			var err error
-			if b[i], err = os.ReadFile(write(f, s[i])); err != nil {
-				f.Fatal(err)
+	f.Add("d a\nf a/b\n-\nf a/.wh.b\nh l a/b\ns a/s l")
+	f.Add("f x/y/z\n-\nf x/.wh..wh..opq\nf x/y\n-\nd x\nh x/q x/y")
+	f.Fuzz(func(t *testing.T, lines string) {
+		var layers []tree.Stream
+		var b *bytes.Buffer
+		var w *tar.Writer
+		end := func() {
+			w.Close()
+			layers = append(layers, stream("l", b.Bytes()))
+		}
+		begin := func() {
+			b = new(bytes.Buffer)
+			w = tar.NewWriter(b)
+		}
+		begin()
+		for line := range strings.SplitSeq(lines, "\n") {
+			kind, name, _ := strings.Cut(line, " ")
+			if kind == "-" {
+				end()
+				begin()
+				continue
+			}
+			name, to, _ := strings.Cut(name, " ")
+			h := tar.Header{Name: name, Linkname: to, Mode: 0o755}
+			switch kind {
+			case "d":
+				h.Typeflag = tar.TypeDir
+			case "s":
+				h.Typeflag = tar.TypeSymlink
+			case "h":
+				h.Typeflag = tar.TypeLink
+			default:
+				h.Typeflag = tar.TypeReg
+			}
+			if err := w.WriteHeader(&h); err != nil {
+				return
 			}
 		}
-		f.Add(b[0], b[1])
-	}
-	f.Fuzz(func(t *testing.T, a, b []byte) {
-		tr, err := tree.FromLayers("", tree.Excludes{}, stream("a", a), stream("b", b))
+		end()
+		tr, err := tree.FromLayers("", tree.Excludes{}, layers...)
 		if err != nil {
 			return
 		}

@@ -145,7 +145,10 @@ func (s source) under(upper source) (source, error) {
 	for p := range upper {
 		name := path.Base(p)
 		hidden, ok := strings.CutPrefix(name, whiteout)
-		switch {
+		switch above := "/" + dirOf(p); {
+		case strings.Contains(above, "/"+whiteoutMeta):
+		case strings.Contains(above, "/"+whiteout):
+			return nil, fmt.Errorf("%q: lies below a whiteout", p)
 		case !ok:
 			continue
 		case name == opaque:
