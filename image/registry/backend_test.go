@@ -3,6 +3,7 @@ package registry_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 
 	"io"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"rookery/image/registry"
 	"rookery/image/registry/registrytest"
 	"rookery/image/store"
+	"rookery/image/store/storetest"
 	"rookery/wire"
 )
 
@@ -62,6 +64,21 @@ func names(t *testing.T, s *store.Store) string {
 }
 
 func small() *imagetest.Tree { return imagetest.New().Dir("etc").File("etc/hostname", []byte("a\n")) }
+
+// A registry keeps the promises of every backend. All tests have it in one, each
+// under a prefix of its own.
+func TestBackend(t *testing.T) {
+	r := registrytest.Start(t)
+	n := 0
+	storetest.Run(t, func(t *testing.T) store.Backend {
+		n++
+		b, err := registry.New(fmt.Sprintf("%s/site/%d", r.Host, n), registry.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	})
+}
 
 // Tags go one by one, though the registry can only delete manifests with all
 // of their tags.

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"rookery/image"
 	"rookery/image/oci"
@@ -259,8 +260,8 @@ func (e *export) toLayout(ctx context.Context, dir, ref string) (err error) {
 	if err != nil || in == dir {
 		return err
 	}
-	// Onto an empty directory as well, but onto no other.
-	if err := os.Rename(in, dir); err != nil {
+	// Onto an empty directory as well, where os.Rename refuses, but onto no other.
+	if err := unix.Rename(in, dir); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(dir))
