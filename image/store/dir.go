@@ -271,7 +271,7 @@ func (d directory) sweepUnfinished(dry bool) (swept []oci.Content, err error) {
 func sweep(path string, dry bool) (c oci.Content, err error) {
 	st, err := os.Lstat(path)
 	if err == nil && !dry {
-		step("remove")
+		step("remove", path)
 		err = os.Remove(path)
 	}
 	if err != nil {
@@ -284,7 +284,7 @@ func sweep(path string, dry bool) (c oci.Content, err error) {
 const unfinished = ".unfinished-"
 
 // step is called before each change of the directory. A test stops there.
-var step = func(what string) {}
+var step = func(what, path string) {}
 
 func (d directory) replace(path string, b []byte) error {
 	return d.write(func(f *os.File) (string, error) {
@@ -296,33 +296,33 @@ func (d directory) replace(path string, b []byte) error {
 // write makes a file appear at once and for good: written beside, synced,
 // renamed to where fill says, and the name synced too.
 func (d directory) write(fill func(*os.File) (path string, err error)) error {
-	step("create")
+	step("create", d.dir)
 	f, err := os.CreateTemp(d.dir, unfinished)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // nothing, once it is renamed
-	step("write")
+	step("write", f.Name())
 	path, err := fill(f)
 	if err == nil {
 		err = f.Chmod(0o644)
 	}
 	if err == nil {
-		step("sync")
+		step("sync", f.Name())
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	step("rename")
+	step("rename", path)
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	step("sync directory")
 	return syncDir(filepath.Dir(path))
 }
 
 func syncDir(path string) error {
+	step("sync directory", path)
 	dir, err := os.Open(path)
 	if err != nil {
 		return err
