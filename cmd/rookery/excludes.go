@@ -20,6 +20,8 @@ func (x *excludeFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&x.files, "exclude-from", nil, "file with such patterns, one a line; repeatable")
 }
 
+func (x *excludeFlags) none() bool { return len(x.patterns)+len(x.files) == 0 }
+
 // excludesHelp is for the Long of commands with excludeFlags.
 const excludesHelp = `
 What stays out is said by patterns like those of a .gitignore, of which the last that

@@ -54,6 +54,15 @@ func (s stateDir) images() string {
 	return filepath.Join(s.path, "images")
 }
 
+// temp is where files for a while have room, beside the images.
+func (s stateDir) temp() (string, error) {
+	dir := s.images()
+	if _, _, ok := registryAt(dir); ok {
+		dir = s.path
+	}
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
 // tree is where the tree of that name lies. A name with a slash is the path
 // itself.
 func (s stateDir) tree(name string) string {

@@ -14,7 +14,7 @@ import (
 // like numbers, nothing.
 func TestYAMLIsTheSameAsJSON(t *testing.T) {
 	value := []imageView{{
-		Name: "debian12:1", Manifest: "sha256:0123", Size: 1 << 40, Created: time.Unix(1e9, 0).UTC(),
+		Name: "debian12:1", Tags: []string{"debian12:7"}, Manifest: "sha256:0123", Size: 1 << 40, Created: time.Unix(1e9, 0).UTC(),
 		Layers: []layerView{{Digest: "12", Blob: "/a b/\u00e9\x00\n\"c\": <d>"}, {Digest: "~"}},
 	}}
 	var asJSON, text bytes.Buffer
@@ -42,7 +42,7 @@ func TestYAMLIsTheSameAsJSON(t *testing.T) {
 	if !reflect.DeepEqual(back, want) {
 		t.Errorf("yaml:\n%s\njson:\n%s", &text, &asJSON)
 	}
-	if !bytes.HasPrefix(text.Bytes(), []byte("- name: debian12:1\n  manifest: sha256:0123\n  size: 1099511627776\n")) {
+	if !bytes.HasPrefix(text.Bytes(), []byte("- name: debian12:1\n  tags:\n    - debian12:7\n  manifest: sha256:0123\n  size: 1099511627776\n")) {
 		t.Errorf("yaml:\n%s", &text)
 	}
 }

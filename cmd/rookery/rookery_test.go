@@ -139,18 +139,19 @@ func TestCommandsRefuse(t *testing.T) {
 	}{
 		{[]string{"nod"}, `unknown command "nod" for "rookery"`},
 		{[]string{"node", "lst"}, `unknown command "lst" for "rookery node"`},
-		{[]string{"image", "rm", "debian12:1"}, `unknown command "rm" for "rookery image"`},
+		{[]string{"image", "remove", "debian12:1"}, `unknown command "remove" for "rookery image"`},
 		{[]string{"--state", "", "node", "list"}, "state: no directory is named"},
 		{[]string{"--state", "/" + strings.Repeat("x", 120), "node", "list"}, "state: the path of /xxx"},
 		{[]string{"serve", "--http-port", "99999"}, `--http-port: "99999": value out of range`},
 		{[]string{"node", "list", "-o", "xml"}, `output "xml": want table, json or yaml`},
 
-		{[]string{"image", "import", "debian12", empty}, `image name "debian12": want NAME:TAG`},
+		{[]string{"image", "import", "Debian:12", empty}, `image name "Debian:12": want NAME:TAG`},
+		{[]string{"image", "import", "e:latest", empty}, `image name "e:latest": the tag "latest" follows`},
 		{[]string{"image", "import", "e:1", empty}, "import e:1: " + empty + " holds no files"},
-		{[]string{"image", "import", "e:1", "/dev/null"}, "import e:1: /dev/null holds no files"},
+		{[]string{"image", "import", "e:1", "/dev/null"}, "import e:1: tarball /dev/null: "},
 		{[]string{"image", "import", "e:1", missing}, "import e:1: stat " + missing + ": no such file"},
 		{[]string{"image", "import", "e:1", text}, "import e:1: tarball " + text + ": "},
-		{[]string{"image", "import", "e:1"}, "accepts 2 arg(s), received 1: want rookery image import NAME:TAG SOURCE"},
+		{[]string{"image", "import", "e:1"}, "accepts 2 arg(s), received 1: want rookery image import NAME[:TAG] SOURCE"},
 		{[]string{"image", "show", "e"}, `image "e": not found`},
 
 		{[]string{"apply", "-f", typo}, typo + ":4: node n1: imge: unknown key"},
