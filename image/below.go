@@ -1,47 +1,73 @@
 package image
 
 import (
+	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // below opens directories under a root, one component at a time and never
 // through a symlink, so that a checked path cannot lead out of it whatever
-// lies there. It keeps the last directory open: neighbours come together.
+// lies there. It keeps the directories on the way to the last one open, since
+// neighbours come together.
 type below struct {
 	root int // not its own to close
-	path string
-	fd   int // of path, unless that is the root
+	open []opened
 }
 
-func newBelow(root int) *below { return &below{root: root, path: "."} }
+type opened struct {
+	path string
+	fd   int
+}
+
+// deepest is how many directories stay open at a time. A path may have
+// thousands.
+const deepest = 32
 
 // dir gives an O_PATH descriptor of a directory, good until the next call.
 func (b *below) dir(path string) (int, error) {
-	switch path {
-	case ".":
+	if path == "." {
 		return b.root, nil
-	case b.path:
-		return b.fd, nil
 	}
-	fd, rest := b.root, path
-	if deeper, ok := strings.CutPrefix(path, b.path+"/"); ok && b.path != "." {
-		fd, rest = b.fd, deeper
-	}
-	for name := range strings.SplitSeq(rest, "/") {
-		next, err := openat(fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if fd != b.root && fd != b.fd {
-			unix.Close(fd)
+	for n := len(b.open); n > 0; n = len(b.open) {
+		last := b.open[n-1]
+		if last.path == path {
+			return last.fd, nil
 		}
+		if len(path) > len(last.path) && path[len(last.path)] == '/' && strings.HasPrefix(path, last.path) {
+			break
+		}
+		b.pop()
+	}
+	for {
+		at, begin := b.root, 0
+		if n := len(b.open); n > 0 {
+			at, begin = b.open[n-1].fd, len(b.open[n-1].path)+1
+		}
+		end := len(path)
+		if i := strings.IndexByte(path[begin:], '/'); i >= 0 {
+			end = begin + i
+		}
+		fd, err := openat(at, path[begin:end], unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return -1, err
 		}
-		fd = next
+		if len(b.open) == deepest {
+			b.pop()
+		}
+		b.open = append(b.open, opened{path[:end], fd})
+		if end == len(path) {
+			return fd, nil
+		}
 	}
-	b.close()
-	b.path, b.fd = path, fd
-	return fd, nil
+}
+
+func (b *below) pop() {
+	last := len(b.open) - 1
+	unix.Close(b.open[last].fd)
+	b.open = b.open[:last]
 }
 
 // parent gives the directory that holds path, and path's name in it.
@@ -52,10 +78,9 @@ func (b *below) parent(path string) (fd int, name string, err error) {
 }
 
 func (b *below) close() {
-	if b.path != "." {
-		unix.Close(b.fd)
+	for len(b.open) > 0 {
+		b.pop()
 	}
-	b.path, b.fd = ".", 0
 }
 
 func openat(dir int, name string, flags int, mode uint32) (fd int, err error) {
@@ -73,4 +98,34 @@ func retry(f func() error) error {
 			return err
 		}
 	}
+}
+
+// proc is another name of what is open as fd.
+func proc(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// chmod does not follow symlinks.
+func chmod(dir int, name string, mode uint32) error {
+	err := unix.Fchmodat(dir, name, mode, unix.AT_SYMLINK_NOFOLLOW)
+	if err != unix.EOPNOTSUPP { // before Linux 6.6
+		return err
+	}
+	fd, err := openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	return closed(fd, unix.Fchmodat(unix.AT_FDCWD, proc(fd), mode, 0))
+}
+
+// setTimes sets both times of what is open as fd or, when that is -1, of name.
+func setTimes(dir int, name string, fd int, t unix.Timespec) error {
+	times := []unix.Timespec{t, t}
+	if fd < 0 {
+		return unix.UtimesNanoAt(dir, name, times, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	// A name of nil means the descriptor itself (utimensat(2)); there is no wrapper for that.
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

@@ -459,6 +459,7 @@ func TestNothingStaysOpen(t *testing.T) {
 	tr := imagetest.Nasty().Deep()
 	layer, d := tr.Layer(t)
 	dir := t.TempDir()
+	t.Cleanup(func() { os.Chmod(filepath.Join(dir, "readonly"), 0o755) }) // lets its owner remove it
 	if _, err := image.Extract(t.Context(), dir, image.Options{Unprivileged: true}, image.Layer{Descriptor: d, Bytes: bytes.NewReader(layer)}); err != nil {
 		t.Fatal(err)
 	}

@@ -41,6 +41,18 @@ func skippable(magic uint32, b []byte) []byte {
 }
 
 func (x *Index) encode(enc *zstd.Encoder) ([]byte, error) {
+	b := x.body()
+	if len(b) > maxIndexPlain {
+		return nil, fmt.Errorf("index of %d bytes, at most %d are read", len(b), maxIndexPlain)
+	}
+	out := skippable(skippableIndex, enc.EncodeAll(b, []byte(indexMagic)))
+	if len(out) > MaxIndex {
+		return nil, fmt.Errorf("index of %d bytes, at most %d are read", len(out), MaxIndex)
+	}
+	return out, nil
+}
+
+func (x *Index) body() []byte {
 	var b []byte
 	num := func(v int64) { b = binary.AppendUvarint(b, uint64(v)) }
 	str := func(s string) { num(int64(len(s))); b = append(b, s...) }
@@ -89,14 +101,7 @@ func (x *Index) encode(enc *zstd.Encoder) ([]byte, error) {
 		num(f.PlainSize)
 		b = append(b, f.SHA256[:]...)
 	}
-	if len(b) > maxIndexPlain {
-		return nil, fmt.Errorf("index of %d bytes, at most %d are read", len(b), maxIndexPlain)
-	}
-	out := skippable(skippableIndex, enc.EncodeAll(b, []byte(indexMagic)))
-	if len(out) > MaxIndex {
-		return nil, fmt.Errorf("index of %d bytes, at most %d are read", len(out), MaxIndex)
-	}
-	return out, nil
+	return b
 }
 
 // ParseIndex parses the skippable frame at [IndexOffset, IndexOffset+IndexSize)
@@ -111,18 +116,18 @@ func ParseIndex(b []byte) (*Index, error) {
 	return x, nil
 }
 
-const head = 8 + len(indexMagic)
+const indexHead = 8 + len(indexMagic)
 
 func isIndex(b []byte) bool {
-	return len(b) >= head && binary.LittleEndian.Uint32(b) == skippableIndex && string(b[8:head]) == indexMagic
+	return len(b) >= indexHead && binary.LittleEndian.Uint32(b) == skippableIndex && string(b[8:indexHead]) == indexMagic
 }
 
 func parseIndex(b []byte) (*Index, error) {
-	if len(b) < head || len(b) > MaxIndex {
-		return nil, fmt.Errorf("%d bytes, want %d to %d", len(b), head, MaxIndex)
+	if len(b) < indexHead || len(b) > MaxIndex {
+		return nil, fmt.Errorf("%d bytes, want %d to %d", len(b), indexHead, MaxIndex)
 	}
 	if !isIndex(b) {
-		return nil, fmt.Errorf("begins with %x: not an index of this version", b[:head])
+		return nil, fmt.Errorf("begins with %x: not an index of this version", b[:indexHead])
 	}
 	if n := binary.LittleEndian.Uint32(b[4:]); int64(n) != int64(len(b)-8) {
 		return nil, fmt.Errorf("skippable frame says %d bytes, has %d", n, len(b)-8)
@@ -132,7 +137,7 @@ func parseIndex(b []byte) (*Index, error) {
 		return nil, err
 	}
 	defer dec.Close()
-	plain, err := dec.DecodeAll(b[head:], nil)
+	plain, err := dec.DecodeAll(b[indexHead:], nil)
 	if err != nil {
 		return nil, err
 	}
