@@ -1,7 +1,6 @@
 package image
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
@@ -98,11 +97,8 @@ func (c *Contents) frame(layer, n int) ([]byte, error) {
 
 // decode verifies a frame and decompresses it into buf, which has the room.
 func (f *Frame) decode(dec *zstd.Decoder, compressed, buf []byte) ([]byte, error) {
-	if int64(len(compressed)) != f.Size {
-		return nil, fmt.Errorf("has %d bytes, want %d", len(compressed), f.Size)
-	}
-	if got := sha256.Sum256(compressed); got != f.SHA256 {
-		return nil, fmt.Errorf("sha256 is %x, want %x", got, f.SHA256)
+	if err := f.verify(compressed); err != nil {
+		return nil, err
 	}
 	// The capacity is the bound of what can come out.
 	plain, err := dec.DecodeAll(compressed, buf[:0:f.PlainSize])
