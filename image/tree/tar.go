@@ -455,6 +455,9 @@ func (s source) add(h *tar.Header, at, end int64, f *os.File, r io.Reader, spars
 			n.setXattr(xattr, value)
 		}
 	}
+	if label := h.PAXRecords["RHT.security.selinux"]; label != "" && n.Xattrs["security.selinux"] == "" { // tar --selinux
+		n.setXattr("security.selinux", strings.TrimSuffix(label, "\x00")+"\x00") // as setfilecon writes it
+	}
 	for key, xattr := range map[string]string{"SCHILY.acl.access": aclAccess, "SCHILY.acl.default": aclDefault} {
 		if text, ok := h.PAXRecords[key]; ok && n.Xattrs[xattr] == "" {
 			n.acls = append(n.acls, acl{xattr, text})

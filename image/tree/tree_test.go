@@ -256,6 +256,54 @@ func TestFromTar(t *testing.T) {
 	}
 }
 
+// A label survives, in whichever form a tarball has it.
+func TestLabels(t *testing.T) {
+	const label = "system_u:object_r:etc_t:s0"
+	for _, records := range []map[string]string{
+		{"RHT.security.selinux": label},
+		{"SCHILY.xattr.security.selinux": label + "\x00"},
+		{"SCHILY.xattr.security.selinux": label + "\x00", "RHT.security.selinux": "another"},
+	} {
+		tr, err := tree.FromTar(write(t, []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: records}}}), t.TempDir(), tree.Excludes{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr.Close()
+		if got := tr.Entries[1].Xattrs["security.selinux"]; got != label+"\x00" {
+			t.Errorf("%v: label %q", records, got)
+		}
+	}
+}
+
+// What is left out by one name is kept by another.
+func TestExcludedByOneName(t *testing.T) {
+	d := t.TempDir()
+	if err := os.WriteFile(filepath.Join(d, "a"), []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"b", "c"} {
+		if err := os.Link(filepath.Join(d, "a"), filepath.Join(d, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := excludes(t, "/a")
+	tr, err := tree.FromDir(d, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	tar, err := tree.FromTar(write(t, []member{file("a", "1"), link(tar.TypeLink, "b", "a"), link(tar.TypeLink, "c", "a")}), t.TempDir(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tar.Close()
+	for _, tr := range []*tree.Tree{tr, tar} {
+		if got, want := list(t, tr), "./, b=1, c hard link b"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func FuzzFromTar(f *testing.F) {
 	for _, members := range [][]member{
 		{dir("a"), file("a/b", "content"), link(tar.TypeLink, "c", "a/b"), link(tar.TypeSymlink, "d", "a")},
