@@ -3,13 +3,19 @@ package registry_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
 
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"rookery/image"
@@ -68,7 +74,7 @@ func small() *imagetest.Tree { return imagetest.New().Dir("etc").File("etc/hostn
 // A registry keeps the promises of every backend. All tests have it in one, each
 // under a prefix of its own.
 func TestBackend(t *testing.T) {
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	n := 0
 	storetest.Run(t, func(t *testing.T) store.Backend {
 		n++
@@ -85,14 +91,14 @@ func TestBackend(t *testing.T) {
 func TestUntag(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		start func(testing.TB) *registrytest.Registry
+		keeps bool
 		err   string
 	}{
-		{"a registry that deletes", registrytest.Start, ""},
-		{"one that does not", registrytest.StartKeeping, "HTTP 405"},
+		{"a registry that deletes", false, ""},
+		{"one that does not", true, "HTTP 405"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := open(t, tt.start(t).Host+"/site/images")
+			s := open(t, registrytest.Start(t, registrytest.Options{Keeps: tt.keeps}).Host+"/site/images")
 			publish(t, s, "debian:1", nil, small())
 			if err := s.Tag(t.Context(), "debian:1", "debian:good"); err != nil {
 				t.Fatal(err)
@@ -113,21 +119,92 @@ func TestUntag(t *testing.T) {
 
 // A layer that another repository has is mounted, not sent.
 func TestMount(t *testing.T) {
-	r := registrytest.Start(t)
-	s := open(t, r.Host+"/site")
-	tree := imagetest.New().File("big", imagetest.Noise(1, 3<<20))
-	v := publish(t, s, "a:1", nil, tree)
+	r := registrytest.Start(t, registrytest.Options{})
+	var sent, mounted atomic.Int64
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", r.Host // Host stays: uploads go on where the answer says
+			switch {
+			case p.In.Method == http.MethodPatch:
+				sent.Add(p.In.ContentLength)
+			case p.In.URL.Query().Has("mount") && p.In.URL.Query().Get("from") == "site/a":
+				mounted.Add(1)
+			}
+		},
+	}
+	web := httptest.NewServer(proxy)
+	defer web.Close()
+	s := open(t, strings.TrimPrefix(web.URL, "http://")+"/site")
+	v := publish(t, s, "a:1", nil, imagetest.New().File("big", imagetest.Noise(1, 3<<20)))
+	if n := sent.Load(); n < 3<<20 {
+		t.Fatalf("%d bytes were sent, want 3 MiB and more", n)
+	}
+	sent.Store(0)
 	if _, err := s.Publish(t.Context(), "b:1", store.Publication{Lower: v.Layers}); err != nil {
 		t.Fatal(err)
+	}
+	if n := sent.Load(); n > 2000 || mounted.Load() == 0 {
+		t.Errorf("%d bytes were sent, want a config; %d blobs mounted", n, mounted.Load())
 	}
 	if got, want := names(t, s), "a:1=a:latest b:1=b:latest"; got != want {
 		t.Errorf("names %s, want %s", got, want)
 	}
 }
 
+// The password is what docker login or podman login left.
+func TestCredentials(t *testing.T) {
+	r := registrytest.Start(t, registrytest.Options{Password: "nest"})
+	home := t.TempDir()
+	for _, name := range []string{"HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE"} {
+		t.Setenv(name, filepath.Join(home, "none"))
+	}
+	login := func(password string) []byte {
+		return fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, r.Host, base64.StdEncoding.EncodeToString([]byte("rookery:"+password)))
+	}
+	for _, tt := range []struct{ name, variable, file, password, err string }{
+		{"nobody", "HOME", "x", "", "HTTP 401"},
+		{"docker", "DOCKER_CONFIG", "config.json", "nest", ""},
+		{"podman", "XDG_RUNTIME_DIR", "containers/auth.json", "nest", ""},
+		{"wrong", "DOCKER_CONFIG", "config.json", "egg", "HTTP 401"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, tt.file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, login(tt.password), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			if tt.password != "" {
+				t.Setenv(tt.variable, dir)
+			}
+			s := open(t, r.Host+"/site")
+			if tt.err != "" {
+				if _, err := s.List(t.Context()); err == nil || !strings.Contains(err.Error(), tt.err) || !strings.Contains(err.Error(), r.Host) {
+					t.Errorf("List: %v, want %s", err, tt.err)
+				}
+				return
+			}
+			v := publish(t, s, tt.name+":1", nil, small())
+			if err := s.Tag(t.Context(), v.Name, tt.name+":good"); err != nil {
+				t.Error(err)
+			}
+			if err := s.Untag(t.Context(), tt.name+":good"); err != nil {
+				t.Error(err)
+			}
+			layers, closeAll, err := s.Layers(t.Context(), v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer closeAll()
+			if _, err := image.ReadView(layers...); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // Somebody else's images in the same place are not ours to list.
 func TestForeignNeighbours(t *testing.T) {
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	s := open(t, r.Host+"/site")
 	v := publish(t, s, "ours:1", nil, small())
 	for _, other := range []string{"/other:1", "/site/deeper/ours:1", "/sitenot/ours:1"} {
@@ -142,7 +219,8 @@ func TestForeignNeighbours(t *testing.T) {
 
 // A registry that dies while a layer is written leaves no name.
 func TestKilled(t *testing.T) {
-	r := registrytest.Start(t)
+	dir := t.TempDir()
+	r := registrytest.Start(t, registrytest.Options{Dir: dir})
 	s := open(t, r.Host+"/site")
 	s.Torrent = func(io.Reader, int64, wire.Digest) ([]byte, error) { // the layer is made, and not sent yet
 		r.Kill()
@@ -157,6 +235,10 @@ func TestKilled(t *testing.T) {
 	}
 	if _, err := s.List(t.Context()); err == nil || !strings.Contains(err.Error(), r.Host) {
 		t.Errorf("List: %v", err)
+	}
+	again := open(t, registrytest.Start(t, registrytest.Options{Dir: dir}).Host+"/site")
+	if got := names(t, again); got != "" {
+		t.Errorf("names %s, want none", got)
 	}
 }
 

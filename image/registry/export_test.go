@@ -67,7 +67,7 @@ func TestExportAndBack(t *testing.T) {
 	s, v := stacked(t)
 	want := extracted(t, s, v)
 	dir := t.TempDir()
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	for _, place := range []string{
 		"oci:" + dir + "/layout", "oci:" + dir + "/layout2:os:12", "oci-archive:" + dir + "/layout.tar", "docker://" + r.Host + "/deep/os:12",
 	} {
@@ -150,7 +150,7 @@ func TestExportOfDamage(t *testing.T) {
 	must(t, err)
 	b[1000] ^= 1
 	must(t, os.WriteFile(file, b, 0o644))
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	dir := t.TempDir()
 	for _, dest := range []string{"oci:" + dir + "/o", "oci-archive:" + dir + "/oa", "docker-archive:" + dir + "/da", "tar:" + dir + "/t", "tar:" + dir + "/t.gz", "docker://" + r.Host + "/os:1"} {
 		err := registry.Export(t.Context(), s, v, dest, nil, registry.Options{})
@@ -243,7 +243,7 @@ func TestCrane(t *testing.T) {
 	oci, err := p.Image(h)
 	must(t, err)
 
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	export(t, s, v, "docker://"+r.Host+"/os:3")
 	ref, err := name.ParseReference(r.Host + "/os:3")
 	must(t, err)
@@ -272,7 +272,7 @@ func TestSkopeo(t *testing.T) {
 	needs(t, "skopeo")
 	s, v := stacked(t)
 	dir := t.TempDir()
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	export(t, s, v, "oci:"+dir+"/ours")
 	export(t, s, v, "docker-archive:"+dir+"/ours.tar")
 	var seen struct {

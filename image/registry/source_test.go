@@ -126,7 +126,7 @@ func TestSources(t *testing.T) {
 	run(t, "tar", "-C", in("multi:with colon"), "-czf", in("multi.tar.gz"), "oci-layout", "index.json", "blobs")
 	tag, _ := name.NewTag("example.org/os:12")
 	must(t, tarball.WriteToFile(in("docker.tar"), tag, amd))
-	r := registrytest.Start(t)
+	r := registrytest.Start(t, registrytest.Options{})
 	remoteTag, _ := name.NewTag(r.Host + "/deep/os:12")
 	must(t, remote.WriteIndex(remoteTag, both))
 	digest, _ := both.Digest()

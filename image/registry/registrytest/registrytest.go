@@ -9,14 +9,22 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
-// A Registry keeps its blobs in a directory of the test.
+// A Registry is one that runs until the test ends.
 type Registry struct {
 	Host string // 127.0.0.1:PORT
-	Dir  string // docker/registry/v2/blobs/sha256/XX/DIGEST/data
 	cmd  *exec.Cmd
 	done chan struct{}
+}
+
+// Options are how a registry is to be; the zero value does for most tests.
+type Options struct {
+	Dir      string // where it keeps its blobs; "" is a directory of the test
+	Keeps    bool   // deletes nothing, as is its own default
+	Password string // of the user "rookery"; "" lets in everybody
 }
 
 const config = `version: 0.1
@@ -28,23 +36,34 @@ storage:
 http: {addr: "127.0.0.1:0"}
 `
 
-// Start starts a registry that ends with the test.
-func Start(tb testing.TB) *Registry { return start(tb, true) }
-
-// StartKeeping starts one that deletes nothing, as is the default.
-func StartKeeping(tb testing.TB) *Registry { return start(tb, false) }
-
-func start(tb testing.TB, deletes bool) *Registry {
+// Start starts a registry.
+func Start(tb testing.TB, o Options) *Registry {
 	tb.Helper()
 	binary, err := exec.LookPath("docker-registry")
 	if err != nil {
 		tb.Skip("needs docker-registry: run scripts/deps")
 	}
-	r := &Registry{Dir: tb.TempDir(), done: make(chan struct{})}
-	file := filepath.Join(tb.TempDir(), "config.yml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, config, r.Dir, deletes), 0o644); err != nil {
+	temp := tb.TempDir()
+	if o.Dir == "" {
+		o.Dir = filepath.Join(temp, "blobs")
+	}
+	lines := fmt.Appendf(nil, config, o.Dir, !o.Keeps)
+	if o.Password != "" {
+		hash, err := bcrypt.GenerateFromPassword([]byte(o.Password), bcrypt.MinCost)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		users := filepath.Join(temp, "users")
+		if err := os.WriteFile(users, fmt.Appendf(nil, "rookery:%s\n", hash), 0o600); err != nil {
+			tb.Fatal(err)
+		}
+		lines = fmt.Appendf(lines, "auth: {htpasswd: {realm: test, path: %q}}\n", users)
+	}
+	file := filepath.Join(temp, "config.yml")
+	if err := os.WriteFile(file, lines, 0o600); err != nil {
 		tb.Fatal(err)
 	}
+	r := &Registry{done: make(chan struct{})}
 	r.cmd = exec.Command(binary, "serve", file)
 	log, err := r.cmd.StderrPipe()
 	if err != nil {
