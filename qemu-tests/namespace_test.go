@@ -31,6 +31,7 @@ func TestTheSecondNodeGetsPiecesFromTheFirst(t *testing.T) {
 	size := s.until(1, installed).Fetch.Total
 	v := s.until(2, installed)
 	s.gone(first.Off(), second.Off())
+	s.holds(v)
 	if v.Fetch.FromPeers == 0 {
 		t.Errorf("n2 got all of its %d bytes from the server", v.Fetch.FromServer)
 	}

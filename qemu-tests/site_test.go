@@ -2,24 +2,35 @@ package qemutests
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"rookery/disklayout"
+	"rookery/disklayout/apply"
+	"rookery/image"
+	"rookery/image/store"
 	"rookery/lab"
 	"rookery/server/fleet"
 	sites "rookery/server/site"
+	"rookery/transport"
 	"rookery/wire"
 )
 
-// imageName is the image of all stories.
-const imageName = "debian12:1"
+// The image of all stories is a version of two layers, above that of one.
+const (
+	imageName = "debian12:1"
+	layered   = "debian12:2"
+)
 
 // network is the lab's, nil when the stories are not wanted.
 var network *lab.Network
@@ -65,8 +76,81 @@ var template = sync.OnceValues(func() (*lab.Server, error) {
 	if err := made.Publish(ctx, s, imageName); err != nil {
 		return nil, err
 	}
+	if err := publishLayer(ctx, filepath.Join(s.State, "images")); err != nil {
+		return nil, err
+	}
 	return s, made.Netboot(ctx, s)
 })
+
+// publishLayer publishes the image with one more layer: a file that replaces
+// another, one that is gone, and one with two names.
+func publishLayer(ctx context.Context, dir string) error {
+	images, err := store.Open(dir)
+	if err != nil {
+		return err
+	}
+	images.Torrent = transport.NewTorrent
+	lower, err := images.Resolve(ctx, imageName)
+	if err != nil {
+		return err
+	}
+	layers, done, err := images.Layers(ctx, lower)
+	if err != nil {
+		return err
+	}
+	defer done()
+	view, err := image.ReadView(layers...)
+	if err != nil {
+		return err
+	}
+	root, _ := view.Find(".")
+	etc, _ := view.Find("etc")
+	_, issue := view.Find("etc/issue")
+	_, net := view.Find("etc/issue.net")
+	if !issue || !net {
+		return fmt.Errorf("%s: no /etc/issue or no /etc/issue.net for the second layer to change", imageName)
+	}
+	text := fmt.Sprintf("%s \\n \\l\n\n", layered)
+	file := image.Entry{Path: "etc/issue", Type: image.Regular, Mode: 0o644, MTime: time.Now(), Size: int64(len(text))}
+	_, err = images.Publish(ctx, layered, store.Publication{Lower: lower.Layers, Layer: func(w io.Writer) (image.Descriptor, error) {
+		return image.Write(w, []image.Entry{
+			root, etc, file, {Path: "etc/issue.link", Type: image.Hardlink, Link: "etc/issue"}, {Path: "etc/issue.net", Type: image.Whiteout},
+		}, func(image.Entry) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil })
+	}})
+	return err
+}
+
+// holds checks that the disk of a node that is switched off has both layers.
+func (s *site) holds(v fleet.View) {
+	s.t.Helper()
+	path := filepath.Join(s.dir, v.Name, "disk.img")
+	info, err := os.Stat(path)
+	s.must(err)
+	plan, err := disklayout.Fit(disklayout.Default(), []disklayout.Disk{{Name: "disk.img", Path: path, Size: info.Size(), SectorSize: 512}}, v.Firmware, v.ID)
+	s.must(err)
+	attached, detach, err := apply.Attach(plan)
+	s.must(err)
+	defer func() { s.must(detach()) }()
+	root := s.t.TempDir()
+	unmount, err := apply.Mount(attached, root)
+	s.must(err)
+	defer func() { s.must(unmount()) }()
+
+	if b, err := os.ReadFile(filepath.Join(root, "etc/issue")); err != nil || !strings.HasPrefix(string(b), layered) {
+		s.t.Errorf("%s: /etc/issue is %q, %v; want that of the second layer", v.Name, b, err)
+	}
+	issue, err := os.Stat(filepath.Join(root, "etc/issue"))
+	s.must(err)
+	if link, err := os.Stat(filepath.Join(root, "etc/issue.link")); err != nil || !os.SameFile(issue, link) {
+		s.t.Errorf("%s: /etc/issue.link is not /etc/issue: %v", v.Name, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "etc/issue.net")); !errors.Is(err, fs.ErrNotExist) {
+		s.t.Errorf("%s: /etc/issue.net is there, which the second layer takes away: %v", v.Name, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "etc/debian_version")); err != nil {
+		s.t.Errorf("%s: the first layer is missing: %v", v.Name, err)
+	}
+}
 
 // begin prepares a site whose server knows records and does not run yet.
 func begin(t *testing.T, limit time.Duration, records string) *site {

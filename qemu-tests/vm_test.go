@@ -30,8 +30,10 @@ func TestABIOSAndAUEFINodeInstallTogetherAndStartFromTheirOwnDisks(t *testing.T)
 	if shared := views[0].Fetch.FromPeers + views[1].Fetch.FromPeers; shared == 0 {
 		t.Errorf("two nodes at the same time shared nothing: %+v, %+v", *views[0].Fetch, *views[1].Fetch)
 	}
-	for _, vm := range nodes {
+	for i, vm := range nodes {
 		s.starts(vm)
+		vm.PowerOff()
+		s.holds(views[i])
 	}
 }
 
