@@ -747,10 +747,17 @@ func ReadView(layers ...Layer) (*View, error) {
 }
 
 // Extract extracts a stack of layers, the lowest first, below dir, on all cores.
+// It begins only when there seems to be room, as far as that can be told: in a
+// directory that has nothing in it yet.
 func Extract(ctx context.Context, dir string, opts Options, layers ...Layer) (Skipped, error) {
 	view, err := ReadView(layers...)
 	if err != nil {
 		return Skipped{}, err
+	}
+	if empty(dir) {
+		if err := CheckRoom(dir, view); err != nil {
+			return Skipped{}, fmt.Errorf("extract: %w", err)
+		}
 	}
 	x, err := NewExtractor(dir, view, opts)
 	if err != nil {
