@@ -363,7 +363,30 @@ func TestSkopeo(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	publish(t, s, "debian12:1", "one")
-	for _, name := range []string{"debian12:1", "debian12:latest"} {
+	one, err := s.Resolve(t.Context(), "debian12")
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := storetest.Publish(t, s, "debian12:2", "two", 2, one.Layers...)
+	out, err := exec.Command("skopeo", "inspect", "oci:"+dir+":debian12:2").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen struct {
+		Created      time.Time
+		Labels       map[string]string
+		Architecture string
+		Env          []string
+		Layers       []wire.Digest
+	}
+	if err := json.Unmarshal(out, &seen); err != nil {
+		t.Fatal(err)
+	}
+	if !seen.Created.Equal(two.Created) || seen.Labels[oci.LabelSource] != "two" || seen.Architecture != "amd64" || len(seen.Env) != 1 ||
+		len(seen.Layers) != 2 || seen.Layers[0] != one.Layers[0].Digest || seen.Layers[1] != two.Layers[1].Digest {
+		t.Errorf("skopeo inspect says %s", out)
+	}
+	for _, name := range []string{"debian12:1", "debian12:2", "debian12:latest"} {
 		out, err := exec.Command("skopeo", "--insecure-policy", "copy", "oci:"+dir+":"+name, "dir:"+t.TempDir()).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v: %s", name, err, out)

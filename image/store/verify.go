@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -100,10 +101,13 @@ func (c *check) blob(v Version, what string, r Ref, look func() ([]Damage, error
 	found, known := c.have[r]
 	if !known {
 		var err error
-		if found, err = look(); err != nil {
-			if c.ctx.Err() != nil {
-				return context.Cause(c.ctx)
-			}
+		found, err = look()
+		switch {
+		case c.ctx.Err() != nil:
+			return context.Cause(c.ctx)
+		case errors.Is(err, ErrNotFound):
+			found = []Damage{{Err: ErrNotFound}}
+		case err != nil:
 			found = []Damage{{Err: err}}
 		}
 		for i := range found {
@@ -128,6 +132,9 @@ func (c *check) version(names []Name, v Version) error {
 		if !ok || n.Manifest != v.Manifest {
 			return nil, fmt.Errorf("%s no longer means it", v.Name)
 		}
+		if err := c.s.verifyBlob(c.ctx, manifest, n.Size); err != nil {
+			return nil, err
+		}
 		m, l, err := c.s.readManifest(c.ctx, n)
 		if err == nil && m.Annotations[oci.KeyVersion] != v.Name {
 			err = fmt.Errorf("was published as %q, not as %s", m.Annotations[oci.KeyVersion], v.Name)
@@ -140,6 +147,9 @@ func (c *check) version(names []Name, v Version) error {
 	}
 	r := c.ref(v, config.Digest)
 	err = c.blob(v, "config", r, func() ([]Damage, error) {
+		if err := c.s.verifyBlob(c.ctx, r, config.Size); err != nil {
+			return nil, err
+		}
 		_, err := c.s.readConfig(c.ctx, r, len(layers))
 		return nil, err
 	})
