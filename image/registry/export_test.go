@@ -419,6 +419,40 @@ func TestPodmanRuns(t *testing.T) {
 	})
 }
 
+// What podman saves, in each of its formats, is the image that it was given.
+func TestPodmanSaves(t *testing.T) {
+	s, err := store.Open(filepath.Join(t.TempDir(), "images"))
+	must(t, err)
+	v := publish(t, s, "os:1", nil, small())
+	v = publish(t, s, "os:2", v.Layers, imagetest.New().File("x", imagetest.Noise(1, 1<<20)).Whiteout("etc"))
+	dir := t.TempDir()
+	export(t, s, v, "docker-archive:"+dir+"/in.tar")
+	given, err := registry.Open(t.Context(), "docker-archive:"+dir+"/in.tar", "", registry.Options{})
+	must(t, err)
+	defer given.Close()
+	want, err := layers(t.Context(), given)
+	must(t, err)
+	p := newPodman(t)
+	p.run(t, "load", "-i", dir+"/in.tar")
+	p.run(t, "tag", "os:2", "example.org/other:3")
+	p.run(t, "save", "--format", "docker-archive", "-o", dir+"/docker.tar", "os:2")
+	p.run(t, "save", "--format", "docker-archive", "--multi-image-archive", "-o", dir+"/two.tar", "os:2", "example.org/other:3")
+	p.run(t, "save", "--format", "oci-archive", "-o", dir+"/oci.tar", "os:2")
+	p.run(t, "save", "--format", "oci-dir", "-o", dir+"/oci", "os:2")
+	for _, source := range []string{
+		"docker-archive:" + dir + "/docker.tar", "docker-archive:" + dir + "/docker.tar:os:2",
+		"docker-archive:" + dir + "/two.tar:other:3", "oci-archive:" + dir + "/oci.tar", "oci:" + dir + "/oci",
+	} {
+		src, err := registry.Open(t.Context(), source, "", registry.Options{})
+		must(t, err)
+		defer src.Close()
+		got, err := layers(t.Context(), src)
+		if err != nil || !slices.EqualFunc(got, want, bytes.Equal) || src.Labels[oci.LabelHost] != "golden" {
+			t.Errorf("%s: %d layers, %v, labels %v", source, len(got), err, src.Labels)
+		}
+	}
+}
+
 // shell is a tree with this machine's busybox and the libraries it wants.
 func shell(t *testing.T) *imagetest.Tree {
 	t.Helper()
