@@ -226,23 +226,20 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 		r.Script.Image.Name, r.view.Size(), len(r.view.Entries), len(r.stack), where), nil
 }
 
-// ours is how many inodes the staging, the fixups and the log take.
-const ours = 256
+const (
+	ourInodes = 256  // of the staging, the fixups and the log
+	blockSize = 4096 // of what mke2fs makes, but for small ones
+)
 
 // fits says whether a root filesystem holds the image and, for a while, what
 // is fetched of its layers. ext4 keeps about a twentieth to itself.
 func fits(view *image.View, staging int64, room Room) error {
-	if usable := room.Bytes / 20 * 19; view.Size()+staging > usable {
+	bytes, inodes := view.Room(blockSize)
+	if usable := room.Bytes / 20 * 19; bytes+staging > usable {
 		return fmt.Errorf("root filesystem has room for %d bytes, the image needs %d and %d while it is fetched: %w",
-			usable, view.Size(), staging, disklayout.ErrTooSmall)
+			usable, bytes, staging, disklayout.ErrTooSmall)
 	}
-	inodes := int64(ours)
-	for i := range view.Entries {
-		if view.Entries[i].Type != image.Hardlink {
-			inodes++
-		}
-	}
-	if room.Inodes > 0 && inodes > room.Inodes {
+	if inodes += ourInodes; room.Inodes > 0 && inodes > room.Inodes {
 		return fmt.Errorf("root filesystem has %d inodes, the image needs %d: %w", room.Inodes, inodes, disklayout.ErrTooSmall)
 	}
 	return nil
