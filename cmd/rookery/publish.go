@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rookery/image"
 	"rookery/image/chroot"
 	"rookery/image/oci"
 	"rookery/image/store"
@@ -57,7 +58,8 @@ func checkout(cmd *cobra.Command, images *store.Store, v store.Version, path str
 	if err := vacant(path); err != nil {
 		return err
 	}
-	beside := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".checkout")
+	unfinished := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".checkout-")
+	beside := unfinished + v.Manifest.Hex()[:12]
 	if err := os.MkdirAll(beside, 0o700); err != nil {
 		return err
 	}
@@ -66,7 +68,7 @@ func checkout(cmd *cobra.Command, images *store.Store, v store.Version, path str
 		return err
 	}
 	defer lock.Close()
-	if err := os.RemoveAll(beside); err != nil { // of one that was interrupted
+	if err := forget(unfinished, beside); err != nil {
 		return err
 	}
 	sum, err := extract(cmd, images, v, beside)
@@ -84,6 +86,42 @@ func checkout(cmd *cobra.Command, images *store.Store, v store.Version, path str
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: is in %s: %s\n", v.Name, path, sum)
 	return nil
+}
+
+// forget removes what interrupted checkouts of a tree left, but for what keep, which
+// is ours, can go on with.
+func forget(unfinished, keep string) error {
+	dirs, err := os.ReadDir(filepath.Dir(unfinished))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		dir := filepath.Join(filepath.Dir(unfinished), d.Name())
+		if !strings.HasPrefix(dir, unfinished) || dir == keep {
+			continue
+		}
+		lock, err := chroot.Lock(dir)
+		if errors.Is(err, chroot.ErrBusy) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = os.RemoveAll(dir)
+		lock.Close()
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(keep, image.Unfinished)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// Without a journal nobody knows what is there: it was the last moment.
+	inside, err := os.ReadDir(keep)
+	for _, d := range inside {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(keep, d.Name())))
+	}
+	return err
 }
 
 // vacant says what is in a tree's place already.
@@ -105,6 +143,9 @@ type publisher struct {
 	squash, checksum bool
 	dry              bool
 	excludes         excludeFlags
+
+	comment string            // "" says where the tree lies
+	labels  map[string]string // over those of the parent
 }
 
 func imagePublish(dir func() stateDir) *cobra.Command {
@@ -190,6 +231,11 @@ func (p publisher) publish(cmd *cobra.Command, images *store.Store, dir stateDir
 			return err
 		}
 	}
+	if p.comment != "" {
+		config.Comment = p.comment
+	}
+	maps.Copy(config.Labels, p.labels)
+	maps.DeleteFunc(config.Labels, func(_, value string) bool { return value == "" })
 	m.stop()
 	var lower []oci.Layer
 	switch {
