@@ -180,7 +180,7 @@ func Diff(a, b *image.View) ([]Change, Summary) {
 		default:
 			e := &c.b.entries[b]
 			what := c.what(a, b)
-			if fa, fb := c.a.at(a), c.b.at(b); fa.Type == image.Regular && fa.Size == fb.Size && fa.SHA256 != fb.SHA256 && fa.Type == fb.Type {
+			if fa, fb := c.a.at(a), c.b.at(b); fa.Type == fb.Type && fa.Size == fb.Size && fa.SHA256 != fb.SHA256 {
 				what = slices.Insert(what, 0, content)
 			}
 			if len(what) == 0 {
