@@ -54,7 +54,7 @@ The copy is called as the original, unless a second name is given.`,
 			if err := checkNewName(name); err != nil {
 				return err
 			}
-			if err := copyVersion(cmd, target, source, v, name); err != nil {
+			if _, err := copyVersion(cmd, target, source, v, name); err != nil {
 				return fmt.Errorf("copy %s: %w", args[0], err)
 			}
 			return nil
@@ -66,11 +66,12 @@ The copy is called as the original, unless a second name is given.`,
 }
 
 // copyVersion copies v, a version of from, under a new name and says what it did.
-func copyVersion(cmd *cobra.Command, to, from *store.Store, v store.Version, name string) error {
+func copyVersion(cmd *cobra.Command, to, from *store.Store, v store.Version, name string) (store.Version, error) {
 	ctx := cmd.Context()
+	var made store.Version
 	before, err := to.List(ctx)
 	if err != nil {
-		return err
+		return made, err
 	}
 	there := map[string]bool{}
 	for _, old := range before {
@@ -87,13 +88,14 @@ func copyVersion(cmd *cobra.Command, to, from *store.Store, v store.Version, nam
 	began := time.Now()
 	m := startMeter(cmd, "copy "+name, v.Size-shared)
 	defer m.stop()
-	made, err := numbered(ctx, to, name, func(name string) (store.Version, error) {
+	from.Read = m.read
+	made, err = numbered(ctx, to, name, func(name string) (store.Version, error) {
 		return to.Copy(ctx, from, v, name)
 	})
 	if err != nil {
-		return err
+		return made, err
 	}
 	m.stop()
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s copied, %s shared, in %.1f s\n", made.Name, size(v.Size-shared), size(shared), time.Since(began).Seconds())
-	return nil
+	return made, nil
 }

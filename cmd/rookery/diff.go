@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,14 +28,14 @@ func imageDiff(dir func() stateDir) *cobra.Command {
 changed, with the bytes of content and in what it differs.
 
 A and B are versions, NAME[:TAG], or trees: a path with a slash, or the name of a tree
-that no image has. A tree alone is compared with the version it was checked out from or
-published as last. Of files in a tree that have the size and the time of the other side
+that no image has. A tree alone, by name or path, is compared with the version it was
+checked out from or published as last. Of files in a tree that have the size and the time of the other side
 the content is taken for the same, unless --checksum has it read.`,
 		Example: `  rookery image diff debian12:3 debian12:4
-  rookery image diff debian12/
+  rookery image diff debian12
   rookery image diff debian12:3 ./tree --checksum`,
 		Args:              cobra.RangeArgs(1, 2),
-		ValidArgsFunction: words(completeImages(dir), completeImages(dir)),
+		ValidArgsFunction: words(completeImages(dir), completeTrees(dir)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			images, err := openImages(dir())
 			if err != nil {
@@ -94,18 +95,15 @@ type side struct {
 func (d differ) diff(args []string) ([]tree.Change, tree.Summary, error) {
 	var none tree.Summary
 	if len(args) == 1 {
-		path, ok, err := d.treeAt(args[0])
+		path, err := filepath.Abs(d.dir.tree(args[0]))
 		if err != nil {
 			return nil, none, err
-		}
-		if !ok {
-			return nil, none, fmt.Errorf("%s is a version: name a second one, or a tree", args[0])
 		}
 		o, err := tree.ReadOrigin(path)
 		if err != nil {
 			return nil, none, fmt.Errorf("nothing says which version %s comes from, name one: %w", path, err)
 		}
-		args = []string{o.Image, args[0]}
+		args = []string{o.Image, path}
 	}
 	var sides [2]side
 	for i, name := range args {

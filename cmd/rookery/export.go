@@ -38,8 +38,9 @@ output. What is written appears when it is complete.`,
 				return err
 			}
 			began := time.Now()
-			m := startMeter(cmd, "export "+v.Name, 0)
+			m := startMeter(cmd, "export "+v.Name, v.Size)
 			defer m.stop()
+			images.Read = m.read
 			if err := registry.Export(cmd.Context(), images, v, args[1], cmd.OutOrStdout(), opts); err != nil {
 				return err
 			}

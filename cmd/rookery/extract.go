@@ -1,14 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
-	"sort"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"rookery/image"
 	"rookery/image/store"
@@ -48,6 +48,9 @@ make devices and set capabilities; what had to be left out is said.`,
 // extract writes the files of v below dir and says how many.
 func extract(cmd *cobra.Command, images *store.Store, v store.Version, dir string) (summary string, err error) {
 	ctx, began := cmd.Context(), time.Now()
+	m := startMeter(cmd, "extract "+v.Name, 0)
+	defer m.stop()
+	images.Read = m.read
 	layers, closeAll, err := images.Layers(ctx, v)
 	if err != nil {
 		return "", err
@@ -60,24 +63,20 @@ func extract(cmd *cobra.Command, images *store.Store, v store.Version, dir strin
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if err := empty(dir); err != nil {
-		return "", err
-	}
-	if err := room(dir, spaceOf(view)); err != nil {
-		return "", err
-	}
+	journal := filepath.Join(dir, image.Unfinished)
 	var total int64
-	for n, x := range view.Layers {
-		for _, f := range view.Needed(n) {
-			total += x.Frames[f].Size
+	if _, err := os.Lstat(journal); errors.Is(err, fs.ErrNotExist) {
+		if err := empty(dir); err != nil {
+			return "", err
+		}
+		for n, x := range view.Layers {
+			for _, f := range view.Needed(n) {
+				total += x.Frames[f].Size
+			}
 		}
 	}
-	m := startMeter(cmd, "extract "+v.Name, total)
-	defer m.stop()
-	for n := range layers {
-		layers[n].Bytes = meteredReaderAt{layers[n].Bytes, m}
-	}
-	skipped, err := image.Extract(ctx, dir, image.Options{Unprivileged: os.Geteuid() != 0}, layers...)
+	m.set(0, total)
+	skipped, err := image.Extract(ctx, dir, image.Options{Unprivileged: os.Geteuid() != 0, Journal: journal}, layers...)
 	if err != nil {
 		return "", err
 	}
@@ -88,88 +87,16 @@ func extract(cmd *cobra.Command, images *store.Store, v store.Version, dir strin
 	return summary, nil
 }
 
-type meteredReaderAt struct {
-	io.ReaderAt
-	meter *meter
-}
-
-func (r meteredReaderAt) ReadAt(b []byte, off int64) (int, error) {
-	n, err := r.ReaderAt.ReadAt(b, off)
-	r.meter.add(int64(n))
-	return n, err
-}
-
-// empty says what is in a directory that is to be empty.
+// empty says what is in a directory that is to be empty, but for what mkfs makes.
 func empty(dir string) error {
-	f, err := os.Open(dir)
+	names, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	names, err := f.Readdirnames(1)
-	if err == io.EOF {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("is not empty: %s is there", names[0])
-}
-
-// A space is what a tree takes at least.
-type space struct{ bytes, files int64 }
-
-const (
-	block     = 4096 // in which nearly every filesystem gives room to files
-	mostHoles = 1000 // to one: only zeros are packed so small, and they become holes
-)
-
-func spaceOf(v *image.View) (need space) {
-	for i := range v.Entries {
-		e := &v.Entries[i]
-		if e.Type != image.Hardlink {
-			need.files++
-			need.bytes += (written(e, v.Layers[e.Layer].Frames) + block - 1) / block * block
+	for _, d := range names {
+		if d.Name() != "lost+found" {
+			return fmt.Errorf("is not empty: %s is there", d.Name())
 		}
-	}
-	return need
-}
-
-// written is how much of a file is written: all of it or, where a frame is a hole,
-// no less than what the frames hold.
-func written(e *image.Entry, frames []image.Frame) (least int64) {
-	if e.Size == 0 {
-		return 0
-	}
-	sparse := false
-	first := sort.Search(len(frames), func(n int) bool { return frames[n].Plain+frames[n].PlainSize > e.Offset })
-	for _, f := range frames[first:] {
-		if f.Plain >= e.Offset+e.Size {
-			break
-		}
-		hole := f.Size*mostHoles < f.PlainSize
-		sparse = sparse || hole
-		if !hole {
-			least += min(f.Size, min(e.Offset+e.Size, f.Plain+f.PlainSize)-max(e.Offset, f.Plain))
-		}
-	}
-	if sparse {
-		return least
-	}
-	return e.Size
-}
-
-// room says whether the filesystem of dir has room.
-func room(dir string, need space) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < need.bytes {
-		return fmt.Errorf("%s has %d bytes free, %d are needed: %w", dir, free, need.bytes, unix.ENOSPC)
-	}
-	if st.Files > 0 && int64(st.Ffree) < need.files { // some filesystems do not count them
-		return fmt.Errorf("%s has room for %d files, %d are needed: %w", dir, st.Ffree, need.files, unix.ENOSPC)
 	}
 	return nil
 }

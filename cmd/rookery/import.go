@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -106,7 +107,13 @@ func (i *importer) run(name, source string) error {
 			return fmt.Errorf("%s: %w", source, err)
 		}
 		if from != nil {
-			return copyVersion(i.cmd, i.images, from, v, name)
+			made, err := copyVersion(i.cmd, i.images, from, v, name)
+			if err != nil {
+				return err
+			}
+			// It may be older than others of its name, and is the one that is wanted now.
+			repo, _, _ := strings.Cut(made.Name, ":")
+			return i.images.Tag(ctx, made.Name, repo+":latest")
 		}
 	}
 	t, err := i.foreign(source, src, excludes)

@@ -65,6 +65,7 @@ func (m *meter) drawOn(w io.Writer, width func() int) {
 }
 
 func (m *meter) add(n int64) { m.done.Add(n) }
+func (m *meter) read(n int)  { m.done.Add(int64(n)) }
 
 func (m *meter) set(done, total int64) {
 	m.done.Store(done)

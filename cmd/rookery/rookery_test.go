@@ -20,10 +20,18 @@ import (
 	"rookery/wire"
 )
 
-// asRookery makes the test binary the program, in a network of its own.
-const asRookery = "ROOKERY_TEST_AS_ROOKERY"
+const (
+	// asRookery makes the test binary the program, in a network of its own.
+	asRookery = "ROOKERY_TEST_AS_ROOKERY"
+	// asProgram makes it the program.
+	asProgram = "ROOKERY_TEST_AS_PROGRAM"
+)
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		os.Exit(0)
+	}
 	if os.Getenv(asRookery) == "" {
 		os.Exit(m.Run())
 	}

@@ -29,6 +29,10 @@ type Store struct {
 	// published so cannot be had from a swarm.
 	Torrent func(layer io.Reader, size int64, digest wire.Digest) ([]byte, error)
 
+	// Read, when not nil, is told how many bytes were read of what Blob and Layers
+	// opened, by any goroutine.
+	Read func(n int)
+
 	backend Backend
 
 	mu    sync.Mutex
@@ -339,7 +343,7 @@ func (s *Store) readBlob(ctx context.Context, r Ref) ([]byte, error) {
 // closes it, and ends ctx no earlier.
 func (s *Store) Blob(ctx context.Context, d wire.Digest) (Blob, error) {
 	r := s.ref(d)
-	b, err := s.backend.Open(ctx, r)
+	b, err := s.open(ctx, r)
 	if r.Repo != "" || !errors.Is(err, ErrNotFound) {
 		return b, err
 	}
@@ -350,7 +354,26 @@ func (s *Store) Blob(ctx context.Context, d wire.Digest) (Blob, error) {
 	if r = s.ref(d); r.Repo == "" {
 		return nil, err
 	}
-	return s.backend.Open(ctx, r)
+	return s.open(ctx, r)
+}
+
+func (s *Store) open(ctx context.Context, r Ref) (Blob, error) {
+	b, err := s.backend.Open(ctx, r)
+	if err == nil && s.Read != nil {
+		b = counted{b, s.Read}
+	}
+	return b, err
+}
+
+type counted struct {
+	Blob
+	read func(n int)
+}
+
+func (c counted) ReadAt(b []byte, off int64) (int, error) {
+	n, err := c.Blob.ReadAt(b, off)
+	c.read(n)
+	return n, err
 }
 
 // ref is where a blob was seen last. Of one never seen there is no Repo.
@@ -381,7 +404,7 @@ func (s *Store) Layers(ctx context.Context, v Version) (layers []image.Layer, cl
 		return errors.Join(errs...)
 	}
 	for i, l := range v.Layers {
-		b, err := s.backend.Open(ctx, Ref{Repo: repoOf(v.Name), Digest: l.Digest})
+		b, err := s.open(ctx, Ref{Repo: repoOf(v.Name), Digest: l.Digest})
 		if err != nil {
 			closeAll()
 			return nil, nil, fmt.Errorf("image %q: layer %d: %w", v.Name, i, err)
