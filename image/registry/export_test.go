@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,12 +28,41 @@ import (
 	"rookery/image/store"
 )
 
-// stacked publishes a version of three layers in a directory, in which
-// something is removed, replaced, linked anew and put into what was removed.
+// shared is what TestMain removes.
+var shared struct {
+	sync.Once
+	dir   string
+	store *store.Store
+	top   store.Version
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(shared.dir)
+	os.Exit(code)
+}
+
+// stacked is a version of three layers in a directory, in which something is
+// removed, replaced, linked anew and put into what was removed. All tests have
+// the same.
 func stacked(t *testing.T) (*store.Store, store.Version) {
 	t.Helper()
-	s, err := store.Open(filepath.Join(t.TempDir(), "images"))
-	must(t, err)
+	shared.Do(func() {
+		var err error
+		shared.dir, err = os.MkdirTemp("", "rookery-")
+		must(t, err)
+		shared.store, err = store.Open(shared.dir)
+		must(t, err)
+		shared.top = stack(t, shared.store)
+	})
+	if shared.top.Name == "" {
+		t.Fatal("an earlier test could not make the version")
+	}
+	return shared.store, shared.top
+}
+
+func stack(t *testing.T, s *store.Store) store.Version {
+	t.Helper()
 	lower := imagetest.Nasty()
 	v := publish(t, s, "debian12:1", nil, lower)
 	middle := imagetest.New().Dir("etc", "etc/ssl", "a").Whiteout("many").Whiteout("etc/ssl/certs").
@@ -41,7 +71,7 @@ func stacked(t *testing.T) (*store.Store, store.Version) {
 	v = publish(t, s, "debian12:2", v.Layers, middle)
 	upper := imagetest.New().Dir("many", "a").File("many/again", []byte("back")).Whiteout("a/sudo").
 		File("a/linked", []byte("no longer")).File("empty/file", nil).Dir("empty")
-	return s, publish(t, s, "debian12:3", v.Layers, upper)
+	return publish(t, s, "debian12:3", v.Layers, upper)
 }
 
 func extracted(t *testing.T, s *store.Store, v store.Version) []string {
