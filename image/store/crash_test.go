@@ -12,10 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"rookery/image"
-	"rookery/image/imagetest"
 	"rookery/image/store"
 	"rookery/image/store/storetest"
 	"rookery/wire"
@@ -24,9 +22,9 @@ import (
 // The story: what a killed process was about to do to a store, one after the
 // other. A second telling goes on where the first one ended.
 var story = []func(t *testing.T, s, other *store.Store) error{
-	func(t *testing.T, s, other *store.Store) error { return tell(t, s, "a:1", "one", 1) },
-	func(t *testing.T, s, other *store.Store) error { return tell(t, s, "a:2", "two", 2) },
-	func(t *testing.T, s, other *store.Store) error { return tell(t, s, "a:3", "three", 3) },
+	func(t *testing.T, s, other *store.Store) error { return tell(t, s, other, 1) },
+	func(t *testing.T, s, other *store.Store) error { return tell(t, s, other, 2) },
+	func(t *testing.T, s, other *store.Store) error { return tell(t, s, other, 3) },
 	func(t *testing.T, s, other *store.Store) error { return s.Tag(t.Context(), "a:3", "a:good") },
 	func(t *testing.T, s, other *store.Store) error {
 		v, err := other.Resolve(t.Context(), "b:1")
@@ -46,21 +44,30 @@ var story = []func(t *testing.T, s, other *store.Store) error{
 	},
 }
 
-// tell publishes a version above the one before it, unless a telling before did.
-func tell(t *testing.T, s *store.Store, name, content string, hours int) error {
-	if v, err := s.Resolve(t.Context(), "a:3"); err == nil {
-		return v.Err
+// tell publishes a:N above a:N-1, unless an earlier telling got further. The
+// layer is one of the other store: compressing it takes longer than all else.
+func tell(t *testing.T, s, other *store.Store, n int) error {
+	if _, err := s.Resolve(t.Context(), "a:3"); err == nil {
+		return nil
+	}
+	from, err := other.Resolve(t.Context(), fmt.Sprintf("layer:%d", n))
+	if err != nil {
+		return err
 	}
 	p := store.Publication{
 		Layer: func(w io.Writer) (image.Descriptor, error) {
-			return storetest.Layer(content)(halting{w})
+			b, err := os.ReadFile(other.Path(from.Layers[0].Digest))
+			if err == nil {
+				_, err = halting{w}.Write(b)
+			}
+			return from.Layers[0].Descriptor, err
 		},
-		Config: store.Config{Created: imagetest.When.Add(time.Duration(hours) * time.Hour)},
+		Config: store.Config{Created: from.Created},
 	}
-	if v, err := s.Resolve(t.Context(), fmt.Sprintf("a:%d", hours-1)); err == nil {
+	if v, err := s.Resolve(t.Context(), fmt.Sprintf("a:%d", n-1)); err == nil {
 		p.Lower = v.Layers
 	}
-	_, err := s.Publish(t.Context(), name, p)
+	_, err = s.Publish(t.Context(), fmt.Sprintf("a:%d", n), p)
 	return err
 }
 
@@ -88,6 +95,20 @@ func openStory(dir string) (*store.Store, error) {
 		s.Torrent = func(_ io.Reader, _ int64, d wire.Digest) ([]byte, error) { return []byte("torrent of " + d), nil }
 	}
 	return s, err
+}
+
+// otherStore has what the story takes from elsewhere.
+func otherStore(t *testing.T) string {
+	dir := t.TempDir()
+	s, err := openStory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	storetest.Publish(t, s, "b:1", "of another store", 1)
+	for n := 1; n <= 3; n++ {
+		storetest.Publish(t, s, fmt.Sprintf("layer:%d", n), fmt.Sprint("layer ", n), n)
+	}
+	return dir
 }
 
 // tellAll tells the story. What an earlier telling did already is passed over.
@@ -144,12 +165,7 @@ func TestKilled(t *testing.T) {
 // Whenever a process is killed, what it was about to do has been done or has
 // not; nothing is damaged, and nothing stays behind that prune does not take.
 func TestKill(t *testing.T) {
-	other := t.TempDir()
-	from, err := openStory(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	storetest.Publish(t, from, "b:1", "of another store", 1)
+	other := otherStore(t)
 
 	whole := filepath.Join(t.TempDir(), "whole")
 	states, steps := []string{""}, 0
@@ -197,12 +213,7 @@ func TestKill(t *testing.T) {
 // What a power cut may lose is what was not synced: a file's content before it
 // is renamed, a name before what relies on it.
 func TestOrderOfSyncs(t *testing.T) {
-	other := t.TempDir()
-	from, err := openStory(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	storetest.Publish(t, from, "b:1", "of another store", 1)
+	other := otherStore(t)
 	dir := filepath.Join(t.TempDir(), "store")
 	synced, blobs := "", filepath.Join(dir, "blobs", "sha256")
 	dirty := map[string]bool{} // directories

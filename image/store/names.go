@@ -263,6 +263,9 @@ func (s *Store) sweep(ctx context.Context, p *Pruned, dry bool) (err error) {
 	for _, b := range p.Blobs {
 		p.Bytes += b.Size
 	}
+	if err != nil && len(p.Versions) > 0 && !dry {
+		err = fmt.Errorf("the names are gone, but blobs are left for the next prune: %w", err)
+	}
 	return err
 }
 

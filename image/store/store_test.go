@@ -30,11 +30,7 @@ func open(t *testing.T, dir string) *store.Store {
 	return s
 }
 
-// layer is a layer with one file of that content.
-func layer(content string) func(io.Writer) (image.Descriptor, error) {
-	tree := imagetest.New().File("f", []byte(content))
-	return func(w io.Writer) (image.Descriptor, error) { return image.Write(w, tree.Entries, tree.Open) }
-}
+var layer = storetest.Layer
 
 func publish(t *testing.T, s *store.Store, name, content string) store.Version {
 	t.Helper()

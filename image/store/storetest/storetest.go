@@ -23,11 +23,30 @@ import (
 	"rookery/wire"
 )
 
-// Layer is a layer of one file of that content.
+// Layer is a layer of one file of that content. It is made once only: compressing
+// is slow to begin, and not what is tested.
 func Layer(content string) func(io.Writer) (image.Descriptor, error) {
-	tree := imagetest.New().File("f", []byte(content))
-	return func(w io.Writer) (image.Descriptor, error) { return image.Write(w, tree.Entries, tree.Open) }
+	type layer struct {
+		bytes bytes.Buffer
+		image.Descriptor
+	}
+	return func(w io.Writer) (image.Descriptor, error) {
+		made, ok := layers.Load(content)
+		if !ok {
+			l, err := new(layer), error(nil)
+			tree := imagetest.New().File("f", []byte(content))
+			if l.Descriptor, err = image.Write(&l.bytes, tree.Entries, tree.Open); err != nil {
+				return l.Descriptor, err
+			}
+			made, _ = layers.LoadOrStore(content, l)
+		}
+		l := made.(*layer)
+		_, err := w.Write(l.bytes.Bytes())
+		return l.Descriptor, err
+	}
 }
+
+var layers sync.Map
 
 // Publish publishes a version with a layer of that content above lower. It is
 // made that many hours after imagetest.When.
