@@ -94,7 +94,7 @@ func (r *runner) image(main, upgraded, small string) ([]row, error) {
 		tools   [][]string
 	}{
 		{main, d.Size, [][]string{{"zstd", "-9"}, {"tar", "--zstd"}}},
-		{small, sd.Size, [][]string{{"zstd", "-9"}, {"zstd", "-3"}, {"zstd", "-19", "-T0"}}},
+		{small, sd.Size, [][]string{{"zstd", "-9"}, {"zstd", "-3"}}},
 	} {
 		for _, tool := range s.tools {
 			n := int64(0)
