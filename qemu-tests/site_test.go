@@ -131,6 +131,11 @@ func (s *site) holds(v fleet.View) {
 	attached, detach, err := apply.Attach(plan)
 	s.must(err)
 	defer func() { s.must(detach()) }()
+	for i := range attached.Partitions { // this kernel may know no vfat
+		if attached.Partitions[i].Mount != "/" {
+			attached.Partitions[i].Mount = ""
+		}
+	}
 	root := s.t.TempDir()
 	unmount, err := apply.Mount(attached, root)
 	s.must(err)

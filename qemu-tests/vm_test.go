@@ -87,5 +87,6 @@ func TestAnUnknownMachineWaitsAndRefusesWhatIsNotRight(t *testing.T) {
 func (s *site) starts(vm *lab.VM) {
 	s.t.Helper()
 	s.expect(vm.Console, fmt.Sprintf("%s .* starts from its own disk", vm.Name))
+	s.expect(vm.Console, layered+" "+vm.Name) // /etc/issue, which the second layer replaces
 	s.expect(vm.Console, vm.Name+" login: ")
 }
