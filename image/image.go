@@ -73,6 +73,8 @@ type Frame struct {
 type Index struct {
 	Entries []Entry
 	Frames  []Frame
+
+	parsed bool // by ParseIndex, and so checked
 }
 
 // A Descriptor is what a manifest says of a layer.
@@ -189,33 +191,41 @@ func checkEntries(entries []Entry) error {
 	if len(entries) > maxEntries {
 		return fmt.Errorf("tree has %d entries, at most %d are read", len(entries), maxEntries)
 	}
-	types := make(map[string]Type, len(entries))
+	dir := "." // is one
 	for i := range entries {
 		e := &entries[i]
-		if err := e.check(types); err != nil {
+		err := e.check(entries[:i])
+		if parent, _ := split(e.Path); err == nil && parent != dir {
+			err = checkParent(entries[:i], parent)
+			dir = parent
+		}
+		if err != nil {
 			return fmt.Errorf("%q: %w", e.Path, err)
 		}
 		if i > 0 && Compare(entries[i-1].Path, e.Path) >= 0 {
 			return fmt.Errorf("%q: comes after %q", e.Path, entries[i-1].Path)
 		}
-		types[e.Path] = e.Type
+	}
+	return nil
+}
+
+func checkParent(earlier []Entry, path string) error {
+	parent, ok := find(earlier, path)
+	if !ok {
+		return fmt.Errorf("directory %q is missing", path)
+	}
+	if parent.Type != Dir {
+		return fmt.Errorf("lies below %q, a %s", path, parent.Type)
 	}
 	return nil
 }
 
 // check says what is wrong with e, when earlier are the entries before it.
-func (e *Entry) check(earlier map[string]Type) error {
+func (e *Entry) check(earlier []Entry) error {
 	if err := CheckPath(e.Path); err != nil {
 		return err
 	}
-	parent, name := split(e.Path)
-	if e.Path != "." {
-		if t := earlier[parent]; t == 0 {
-			return fmt.Errorf("directory %q is missing", parent)
-		} else if t != Dir {
-			return fmt.Errorf("lies below %q, a %s", parent, t)
-		}
-	}
+	_, name := split(e.Path)
 	if strings.HasPrefix(name, whiteoutPrefix) {
 		return errors.New("has the name of an OCI whiteout")
 	}
@@ -236,7 +246,7 @@ func (e *Entry) check(earlier map[string]Type) error {
 			return fmt.Errorf("symlink to %.80q (%d bytes)", e.Link, len(e.Link))
 		}
 	case Hardlink:
-		if t := earlier[e.Link]; t == 0 || t == Dir || t == Hardlink || t == Whiteout {
+		if file, ok := find(earlier, e.Link); !ok || file.Type == Dir || file.Type == Hardlink || file.Type == Whiteout {
 			return fmt.Errorf("hard link to %.80q, which is no earlier file of the tree", e.Link)
 		}
 	default:

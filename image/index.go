@@ -152,6 +152,7 @@ func parseIndex(b []byte) (*Index, error) {
 	if err := x.check(); err != nil {
 		return nil, err
 	}
+	x.parsed = true
 	return x, nil
 }
 

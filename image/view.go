@@ -20,14 +20,19 @@ type View struct {
 func Flatten(layers ...*Index) (*View, error) {
 	v := &View{Layers: layers}
 	for n, x := range layers {
-		if err := x.check(); err != nil { // it may not come from ParseIndex
-			return nil, fmt.Errorf("layer %d: %w", n, err)
+		if !x.parsed {
+			if err := x.check(); err != nil {
+				return nil, fmt.Errorf("layer %d: %w", n, err)
+			}
 		}
 		upper := slices.Clone(x.Entries)
 		for i := range upper {
 			upper[i].Layer = n
 		}
 		v.Entries = stack(v.Entries, upper)
+	}
+	if len(layers) == 1 { // and so checked
+		return v, nil
 	}
 	v.relink()
 	if err := checkEntries(v.Entries); err != nil {
@@ -76,9 +81,6 @@ func stack(lower, upper []Entry) []Entry {
 // relink lets hard links name what is still there: of the names that a layer
 // gives a file, the first that is to be seen becomes the file.
 func (v *View) relink() {
-	if len(v.Layers) < 2 {
-		return
-	}
 	type file struct {
 		layer int
 		path  string // in that layer
