@@ -287,6 +287,35 @@ func TestBrokenConnections(t *testing.T) {
 	}
 }
 
+// Who knows no ranges is read from begin to end all the same, and no bytes are
+// taken for others.
+func TestNoRanges(t *testing.T) {
+	content := imagetest.Noise(3, 100<<10)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			w.Write(content)
+		}
+	}))
+	defer web.Close()
+	b, err := registry.New(strings.TrimPrefix(web.URL, "http://")+"/site", registry.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := b.Open(t.Context(), store.Ref{Repo: "x", Digest: wire.DigestOf(content)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	got, err := io.ReadAll(io.NewSectionReader(blob, 0, blob.Size()))
+	if err != nil || !bytes.Equal(got, content) {
+		t.Errorf("read onward: %d bytes, %v", len(got), err)
+	}
+	if n, err := blob.ReadAt(make([]byte, 10), 50); n != 0 || err == nil || !strings.Contains(err.Error(), "knows no ranges") {
+		t.Errorf("ReadAt: %d, %v", n, err)
+	}
+}
+
 // A breaking is a connection that ends after some bytes.
 type breaking struct {
 	http.ResponseWriter

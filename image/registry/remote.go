@@ -1,3 +1,6 @@
+// Package registry keeps images in OCI registries, takes images from wherever
+// other tools keep theirs, and writes images that other tools read. It is about
+// containers only as far as that: layers, configs and the formats around them.
 package registry
 
 import (
@@ -183,8 +186,7 @@ func (b *blob) ReadAt(p []byte, off int64) (int, error) {
 		if off == b.end {
 			if b.onward == nil || b.onward.at != off {
 				b.drop()
-				b.onward = b.all()
-				b.onward.at = off
+				b.onward = &section{b: b, at: off, end: b.size}
 			}
 			r, onward = b.onward, true
 		}
@@ -211,17 +213,18 @@ func (b *blob) drop() {
 	b.onward = nil
 }
 
-// all reads it from begin to end.
-func (b *blob) all() *section { return &section{b: b, end: b.size} }
-
-// breaks is how often a connection may break before it is an error.
-const breaks = 3
+// breaks is how often in steady a connection may break before it is an error.
+const (
+	breaks = 3
+	steady = 16 << 20 // bytes
+)
 
 // A section is a part of a blob. Where the connection breaks it asks for the rest.
 type section struct {
 	b       *blob
 	at, end int64
 	body    io.ReadCloser
+	since   int64 // where body began
 	broken  int
 }
 
@@ -234,6 +237,7 @@ func (s *section) Read(p []byte) (int, error) {
 		if s.body, err = s.b.get(s.at, s.end); err != nil {
 			return 0, err
 		}
+		s.since = s.at
 	}
 	n, err := s.body.Read(p[:min(int64(len(p)), s.end-s.at)])
 	s.at += int64(n)
@@ -244,6 +248,9 @@ func (s *section) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	s.Close()
+	if s.at-s.since >= steady {
+		s.broken = 0
+	}
 	if s.broken++; s.broken < breaks && s.b.ctx.Err() == nil {
 		return n, nil
 	}
