@@ -247,6 +247,12 @@ func TestHostileEntries(t *testing.T) {
 		{"mode", []image.Entry{{Path: "a", Type: image.Fifo, Mode: 0o10000}}, "mode"},
 		{"type", []image.Entry{{Path: "a", Type: 99}}, "type 99"},
 		{"whiteout", []image.Entry{file(".wh.a")}, "whiteout"},
+		{"opaque whiteout", []image.Entry{file(".wh..wh..opq")}, "whiteout"},
+		{"whiteout of everything", []image.Entry{{Path: ".", Type: image.Whiteout}}, ""},
+		{"below a whiteout", []image.Entry{{Path: "a", Type: image.Whiteout}, file("a/b")}, `"a/b": lies below "a", a whiteout`},
+		{"whiteout of the way out", []image.Entry{{Path: "../a", Type: image.Whiteout}}, "not clean"},
+		{"whiteout and file", []image.Entry{{Path: "a", Type: image.Whiteout}, file("a")}, `"a": comes after "a"`},
+		{"hard link to a whiteout", []image.Entry{{Path: "a", Type: image.Whiteout}, {Path: "b", Type: image.Hardlink, Link: "a"}}, "no earlier file"},
 		{"attribute", []image.Entry{{Path: "a", Type: image.Fifo, Xattrs: map[string]string{"": ""}}}, "attribute"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
