@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"rookery/image"
@@ -229,4 +230,35 @@ func TestImages(t *testing.T) {
 	if _, err := seed.Images(again)(t.Context(), "debian12"); err == nil || errors.Is(err, fleet.ErrNotFound) {
 		t.Errorf("%v: a damaged version is there", err)
 	}
+}
+
+// What another process publishes is offered before anybody asks for it.
+func TestRunKeepsUpWithTheStore(t *testing.T) {
+	images, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	images.Torrent = transport.NewTorrent
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	synctest.Test(t, func(t *testing.T) {
+		s := &seed.Seeder{Store: images, Peer: swarm.NewPeer(ln, slog.New(slog.DiscardHandler)), Log: slog.New(slog.DiscardHandler)}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		synctest.Wait()
+		v := publish(t, images, "late:1")
+		time.Sleep(2 * time.Minute) // of the bubble
+		synctest.Wait()
+		if !s.Known(infohash(t, images, v.Layers[0].Torrent)) {
+			t.Error("what was published since is not offered")
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
 }
