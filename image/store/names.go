@@ -21,7 +21,7 @@ func (s *Store) Tag(ctx context.Context, version, tag string) error {
 	}
 	if err == nil {
 		err = s.setNames(ctx, func(names []Name) ([]Name, error) {
-			if old, err := s.resolve(ctx, names, tag); err == nil && old.Name == tag {
+			if old, ok := find(names, tag); ok && s.ownName(ctx, names, old) == tag {
 				return nil, fmt.Errorf("is a version, which no other can become: %w", ErrExists)
 			}
 			v, err := s.resolve(ctx, names, version)

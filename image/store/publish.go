@@ -195,7 +195,7 @@ func (s *Store) carry(ctx context.Context, w Writer, repo string, from *Store, l
 	}
 	if l.Torrent != "" {
 		err := s.carryBlob(ctx, w, repo, from, l.Torrent, -1, mend)
-		if !errors.Is(err, ErrNotFound) {
+		if s.Torrent == nil || !errors.Is(err, ErrNotFound) {
 			return l, err
 		}
 	} else if s.Torrent == nil || mend {
@@ -207,7 +207,7 @@ func (s *Store) carry(ctx context.Context, w Writer, repo string, from *Store, l
 	}
 	defer b.Close()
 	torrent, err := s.torrent(b, l)
-	if err != nil || torrent == nil {
+	if err != nil {
 		return l, err
 	}
 	l.Torrent, err = addBytes(ctx, w, repo, torrent)

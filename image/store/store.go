@@ -342,16 +342,20 @@ func (s *Store) readBlob(ctx context.Context, r Ref) ([]byte, error) {
 // Blob opens a blob of any kind: manifest, config, layer, torrent. The caller
 // closes it, and ends ctx no earlier.
 func (s *Store) Blob(ctx context.Context, d wire.Digest) (Blob, error) {
-	r := s.ref(d)
-	b, err := s.open(ctx, r)
-	if r.Repo != "" || !errors.Is(err, ErrNotFound) {
+	b, err := s.open(ctx, s.ref(d))
+	if _, all := s.backend.(directory); all || !errors.Is(err, ErrNotFound) {
 		return b, err
 	}
-	// Somebody else may have published it, into a repository that cannot be guessed.
+	// In which repository it is by now, the names tell.
+	s.mu.Lock()
+	clear(s.known)
+	clear(s.where)
+	s.mu.Unlock()
 	if _, err := s.List(ctx); err != nil {
 		return nil, err
 	}
-	if r = s.ref(d); r.Repo == "" {
+	r := s.ref(d)
+	if r.Repo == "" {
 		return nil, err
 	}
 	return s.open(ctx, r)

@@ -206,6 +206,9 @@ func TestDamagedVersion(t *testing.T) {
 	if _, err := s.Publish(t.Context(), "a:2", store.Publication{Lower: two.Layers}); err == nil || !strings.Contains(err.Error(), "remove it first") {
 		t.Errorf("Publish: %v", err)
 	}
+	if err := s.Tag(t.Context(), "a:1", "a:2"); !errors.Is(err, store.ErrExists) {
+		t.Errorf("Tag: %v", err)
+	}
 	if p, err := s.Prune(t.Context(), store.Keep{Newest: 1}, false); err == nil || len(p.Blobs) > 0 || !strings.Contains(err.Error(), "nobody knows which blobs a:2 needs") {
 		t.Errorf("Prune: %+v, %v", p, err)
 	}
@@ -238,6 +241,25 @@ func TestCopyMendsAManifest(t *testing.T) {
 	}
 	if got := storetest.Names(t, open(t, dir)); got != "a:1= a:2=a:latest" {
 		t.Errorf("the store has %s", got)
+	}
+}
+
+// A torrent that is lost is made again for whoever shares the layer.
+func TestLostTorrent(t *testing.T) {
+	dir, one, _ := twoLayers(t)
+	s := open(t, dir)
+	if err := os.Remove(s.Path(one.Layers[0].Torrent)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Publish(t.Context(), "a:3", store.Publication{Lower: one.Layers}); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Publish without a way to make it: %v", err)
+	}
+	s.Torrent = func(_ io.Reader, _ int64, d wire.Digest) ([]byte, error) { return []byte("torrent of " + d), nil }
+	if _, err := s.Publish(t.Context(), "a:3", store.Publication{Lower: one.Layers}); err != nil {
+		t.Error(err)
+	}
+	if damages := verifyAll(t, dir); len(damages) > 0 {
+		t.Error(damages)
 	}
 }
 

@@ -438,6 +438,10 @@ func shared(t *testing.T, s *store.Store, _ store.Backend) {
 			t.Fatal(err)
 		}
 		verify(t, s)
+		blob, err := s.Blob(t.Context(), base.Layers[0].Digest) // in whichever repository
+		if got := read(t, blob, err); wire.DigestOf([]byte(got)) != base.Layers[0].Digest {
+			t.Error("the lowest layer is another")
+		}
 	}
 	if v, err := s.Resolve(t.Context(), "b"); err != nil || !reflect.DeepEqual(v, other) {
 		t.Fatalf("%+v, %v, want %+v", v, err, other)
