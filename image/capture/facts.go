@@ -116,6 +116,9 @@ type mount struct {
 	source string
 }
 
+// maxMounts bounds the mounts, and the subvolumes, that are compared with each other.
+const maxMounts = 4096
+
 func parseMounts(text string) (mounts []mount, err error) {
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	lines := bufio.NewScanner(strings.NewReader(text))
@@ -130,6 +133,9 @@ func parseMounts(text string) (mounts []mount, err error) {
 		// What is mounted later at the same place hides the earlier.
 		mounts = slices.DeleteFunc(mounts, func(o mount) bool { return o.at == m.at })
 		mounts = append(mounts, m)
+		if len(mounts) > maxMounts {
+			return nil, fmt.Errorf("mountinfo: more than %d mounts", maxMounts)
+		}
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("mountinfo: %w", err)
@@ -142,7 +148,8 @@ func parseMounts(text string) (mounts []mount, err error) {
 
 // A device is what lsblk says of one.
 type device struct {
-	Name      string   `json:"kname"`
+	Name      string   `json:"kname"` // the kernel's, dm-0
+	Shown     string   `json:"name"`  // vg0-root
 	Dev       string   `json:"maj:min"`
 	Type      string   `json:"type"`
 	Size      number   `json:"size"`

@@ -77,7 +77,7 @@ func (f Facts) rootDisk() (disk string, err error) {
 			return "", fmt.Errorf("the root filesystem is on %s, which lsblk does not know", m.source)
 		}
 		if d.Type != "part" {
-			return "", fmt.Errorf("the root filesystem is on %s %s, a layout takes partitions", d.Type, d.Name)
+			return "", fmt.Errorf("the root filesystem is on %s %s, a layout takes partitions", d.Type, d.Shown)
 		}
 		disk = d.parent
 	}
@@ -87,7 +87,7 @@ func (f Facts) rootDisk() (disk string, err error) {
 			continue
 		}
 		if d.Type != "part" {
-			return "", fmt.Errorf("%s is on %s %s, a layout takes partitions", m.at, d.Type, d.Name)
+			return "", fmt.Errorf("%s is on %s %s, a layout takes partitions", m.at, d.Type, d.Shown)
 		}
 		return "", fmt.Errorf("%s is on %s, a layout takes one disk and / is on %s", m.at, d.parent, disk)
 	}

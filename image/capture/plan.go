@@ -145,7 +145,11 @@ func (p *Plan) snapshots(f Facts) {
 // nested notes the subvolumes that a snapshot of the one around them leaves out.
 func (p *Plan) nested(f Facts) {
 	root, at := "", ""
+	seen := 0
 	for line := range strings.Lines(f.Raw["subvolumes"]) {
+		if seen++; seen > maxMounts {
+			break
+		}
 		line = strings.TrimSpace(line)
 		if rest, ok := strings.CutPrefix(line, "at "); ok {
 			root, at, _ = strings.Cut(rest, " ")
