@@ -449,8 +449,8 @@ func TestNoRoomIsSaidFirst(t *testing.T) {
 func TestKilledExtractionsGoOn(t *testing.T) {
 	imagetest.Root(t)
 	state, source := filepath.Join(t.TempDir(), "state"), rootfs(t)
-	for n := range 5 { // frames of their own
-		put(t, filepath.Join(source, fmt.Sprint("usr/lib/", n)), string(imagetest.Noise(uint64(n), 8<<20)))
+	for n := range 5 { // frames of their own, quickly packed
+		put(t, filepath.Join(source, fmt.Sprint("usr/lib/", n)), strings.Repeat(string(imagetest.Noise(uint64(n), 32<<10)), 256))
 	}
 	must(t, state, "image", "import", "debian12", source)
 	for _, tt := range []struct{ command, at, unfinished string }{

@@ -96,6 +96,9 @@ func (i *importer) run(name, source string) error {
 		}
 		return i.publish(name, source, t, config)
 	}
+	if scheme, _, ok := strings.Cut(source, "://"); ok && scheme != "docker" {
+		return fmt.Errorf("%s: an image in a registry is docker://HOST/REPO:TAG", source)
+	}
 	src, err := registry.Open(ctx, source, i.arch, i.registry)
 	if err != nil {
 		return err
