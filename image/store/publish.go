@@ -74,7 +74,11 @@ func (s *Store) publish(ctx context.Context, name string, p Publication) (v Vers
 			}
 			layers = append(layers, top)
 		}
-		if v, err = s.published(ctx, name, layers); v.Name != "" || err != nil {
+		if v, err = s.published(ctx, name, layers); err != nil {
+			return err
+		}
+		if v.Name != "" {
+			v, err = s.again(ctx, w, v)
 			return err
 		}
 		config, err := addJSON(ctx, w, repo, oci.TypeConfig, config(layers, p.Config))
@@ -298,7 +302,8 @@ func (s *Store) copy(ctx context.Context, from *Store, v Version, name string) (
 			}
 		}
 		if c.Name != "" {
-			return nil
+			c, err = s.again(ctx, w, c)
+			return err
 		}
 		if !same {
 			m.Annotations[oci.KeyVersion] = name
@@ -334,6 +339,16 @@ func config(layers []oci.Layer, cfg Config) oci.Config {
 	}
 	c.History[len(layers)-1].Comment = cfg.Comment
 	return c
+}
+
+// again does what is left to do for a version that is there: whoever published it
+// may have been killed between its name and NAME:latest.
+func (s *Store) again(ctx context.Context, w Writer, v Version) (Version, error) {
+	b, err := s.readBlob(ctx, Ref{Repo: repoOf(v.Name), Digest: v.Manifest, Manifest: true})
+	if err != nil {
+		return v, fmt.Errorf("manifest: %w", err)
+	}
+	return s.addVersion(ctx, w, v.Name, b, v.Created)
 }
 
 // addVersion gives a manifest its name; its blobs are there. NAME:latest means it

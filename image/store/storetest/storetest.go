@@ -135,7 +135,7 @@ func Run(t *testing.T, open func(*testing.T) store.Backend) {
 	t.Run("names", func(t *testing.T) { names(t, open(t)) })
 	for name, test := range map[string]func(*testing.T, *store.Store, store.Backend){
 		"a version is what was published": published, "versions never change": immutable, "tags": tags, "layers are shared": shared,
-		"removal": removal, "prune": prune, "copy": copies, "publishers": publishers, "an end to waiting": cancelled,
+		"removal": removal, "prune": prune, "copy": copies, "half a publication": half, "publishers": publishers, "an end to waiting": cancelled,
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := open(t)
@@ -648,6 +648,21 @@ func copies(t *testing.T, s *store.Store, _ store.Backend) {
 	// And is mended from where it is whole.
 	copyOf(back, s, c, "a:2")
 	verify(t, back)
+}
+
+// Where names cannot be set at once, one may be killed between two of them.
+func half(t *testing.T, s *store.Store, _ store.Backend) {
+	Publish(t, s, "a:1", "one", 1)
+	two := Publish(t, s, "a:2", "two", 2)
+	if err := s.Tag(t.Context(), "a:1", "a:latest"); err != nil {
+		t.Fatal(err)
+	}
+	again := Publish(t, s, "a:2", "two", 2)
+	if !reflect.DeepEqual(again, two) {
+		t.Errorf("published again it is %+v, was %+v", again, two)
+	}
+	Publish(t, s, "a:1", "one", 1) // which is older
+	wantNames(t, s, "a:1= a:2=a:latest")
 }
 
 func publishers(t *testing.T, _ *store.Store, b store.Backend) {
