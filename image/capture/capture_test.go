@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rookery/image"
+	"rookery/image/capture/capturetest"
 	"rookery/image/chroot"
 	"rookery/image/imagetest"
 	"rookery/image/tree"
@@ -34,117 +34,21 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// A golden is a client whose root is a directory: sshd runs there, with its own
-// processes and mounts.
-type golden struct {
-	root   string
-	remote Remote
-}
+// A golden is a client to be captured.
+type golden struct{ *capturetest.Golden }
 
-// newGolden starts a client with programs, after it has done what setup says.
 func newGolden(t *testing.T, setup string, programs ...string) golden {
 	t.Helper()
-	imagetest.Root(t)
-	home := t.TempDir()
-	root := filepath.Join(home, "golden")
-	imagetest.Programs(t, root, append([]string{"busybox", "sshd"}, programs...)...)
-	for _, dir := range []string{"bin", "etc", "root/.ssh", "srv"} {
-		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
-	}
-	busybox, err := exec.LookPath("busybox")
-	must(t, err)
-	applets, err := exec.Command(busybox, "--list").Output()
-	must(t, err)
-	for applet := range strings.FieldsSeq(string(applets)) {
-		os.Symlink(busybox, filepath.Join(root, "bin", applet)) // of the programs some may be there
-	}
-	must(t, os.Symlink("/run/resolv.conf", filepath.Join(root, "etc/resolv.conf")))
-	key := filepath.Join(home, "key")
-	for _, file := range []string{key, filepath.Join(root, "etc/hostkey")} {
-		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file).CombinedOutput(); err != nil {
-			t.Fatalf("ssh-keygen: %v: %s: make deps", err, out)
-		}
-	}
-	public, err := os.ReadFile(key + ".pub")
-	must(t, err)
-	host, err := os.ReadFile(filepath.Join(root, "etc/hostkey.pub"))
-	must(t, err)
-	port := freePort(t)
-	known := filepath.Join(home, "known_hosts")
-	for file, text := range map[string]string{
-		known: fmt.Sprintf("[127.0.0.1]:%d %s", port, host),
-		filepath.Join(root, "root/.ssh/authorized_keys"): string(public),
-		filepath.Join(root, "etc/passwd"):                "root:x:0:0::/root:/bin/sh\nsshd:x:100:100::/run:/bin/false\nbob:x:7:7::/:/bin/sh\n",
-		filepath.Join(root, "etc/group"):                 "root:x:0:\n",
-		filepath.Join(root, "etc/os-release"):            "NAME=x\nPRETTY_NAME=\"Golden 1\"\n",
-		filepath.Join(root, "etc/sshd_config"): fmt.Sprintf("ListenAddress 127.0.0.1:%d\nHostKey /etc/hostkey\nPidFile none\nStrictModes no\n"+
-			"AuthorizedKeysFile /root/.ssh/authorized_keys\nPasswordAuthentication no\nUsePAM no\n", port),
-	} {
-		must(t, os.WriteFile(file, []byte(text), 0o644))
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	r, w, err := os.Pipe()
-	must(t, err)
-	var said bytes.Buffer
-	go func() {
-		sshd, _ := exec.LookPath("sshd")
-		ended <- chroot.Command{Tree: root, Stderr: w, Stdout: w, Args: []string{
-			"/bin/sh", "-c", "set -e; mkdir -p /run/sshd; " + setup + "\nexec " + sshd + " -D -e -f /etc/sshd_config"}}.Run(ctx)
-		w.Close()
-	}()
-	listens := make(chan bool, 1)
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		b := make([]byte, 4096)
-		for {
-			n, err := r.Read(b)
-			said.Write(b[:n])
-			if bytes.Contains(said.Bytes(), []byte("listening")) {
-				select {
-				case listens <- true:
-				default:
-				}
-			}
-			if err != nil {
-				select {
-				case listens <- false:
-				default:
-				}
-				return
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-ended
-		<-read
-		if t.Failed() {
-			t.Logf("sshd: %s", said.Bytes())
-		}
-	})
-	if !<-listens {
-		t.Fatal("sshd does not listen")
-	}
-	return golden{root, Remote{
-		Address: fmt.Sprintf("root@127.0.0.1:%d", port),
-		Options: []string{"-F", "none", "-i", key, "-o", "UserKnownHostsFile=" + known},
-	}}
+	return golden{capturetest.Start(t, setup, programs...)}
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+// remote is how g is reached.
+func (g golden) remote() Remote { return Remote{Address: g.Address, Options: g.Options} }
 
 // capture captures g into dir.
 func (g golden) capture(t *testing.T, dir string, more string) Result {
 	t.Helper()
-	s, err := Connect(t.Context(), g.remote)
+	s, err := Connect(t.Context(), g.remote())
 	must(t, err)
 	defer s.Close()
 	x, err := tree.ParseExcludes("test", strings.NewReader(more))
@@ -165,12 +69,12 @@ func everything(t *testing.T, dir string) {
 
 func TestCapture(t *testing.T) {
 	g := newGolden(t, "true", "rsync")
-	everything(t, filepath.Join(g.root, "srv"))
+	everything(t, filepath.Join(g.Root, "srv"))
 	dir := filepath.Join(t.TempDir(), "trees", "golden")
-	mounts, before := mountinfo(t), imagetest.Snapshot(t, g.root)
+	mounts, before := mountinfo(t), imagetest.Snapshot(t, g.Root)
 	first := g.capture(t, dir, "")
-	imagetest.Same(t, imagetest.Snapshot(t, g.root), before)
-	imagetest.Same(t, stored(t, dir), stored(t, g.root))
+	imagetest.Same(t, imagetest.Snapshot(t, g.Root), before)
+	imagetest.Same(t, stored(t, dir), stored(t, g.Root))
 	if after := mountinfo(t); after != mounts {
 		t.Errorf("mounts before:\n%s\nafter:\n%s", mounts, after)
 	}
@@ -179,13 +83,13 @@ func TestCapture(t *testing.T) {
 	}
 
 	// Again, of a client that is not the same any more.
-	must(t, os.RemoveAll(filepath.Join(g.root, "srv/many")))
-	must(t, os.WriteFile(filepath.Join(g.root, "srv/a/sudo"), []byte("other"), 0))
-	must(t, os.Rename(filepath.Join(g.root, "srv/b/z hard"), filepath.Join(g.root, "srv/b/renamed")))
-	must(t, os.Chown(filepath.Join(g.root, "srv/a/acl"), 12345, 54321))
+	must(t, os.RemoveAll(filepath.Join(g.Root, "srv/many")))
+	must(t, os.WriteFile(filepath.Join(g.Root, "srv/a/sudo"), []byte("other"), 0))
+	must(t, os.Rename(filepath.Join(g.Root, "srv/b/z hard"), filepath.Join(g.Root, "srv/b/renamed")))
+	must(t, os.Chown(filepath.Join(g.Root, "srv/a/acl"), 12345, 54321))
 	must(t, os.WriteFile(filepath.Join(dir, "only in the tree"), nil, 0o644))
 	second := g.capture(t, dir, "")
-	imagetest.Same(t, stored(t, dir), stored(t, g.root))
+	imagetest.Same(t, stored(t, dir), stored(t, g.Root))
 	if second.Deleted != 303 || second.Received > first.Received/50 { // 300 files, their directory, a name, and what was only here
 		t.Errorf("second: %d deleted, %d bytes after %d: want 303, and few", second.Deleted, second.Received, first.Received)
 	}
@@ -229,7 +133,7 @@ func TestChangesDuringACapture(t *testing.T) {
 
 func TestFactsOfAClient(t *testing.T) {
 	g := newGolden(t, "true", "rsync")
-	s, err := Connect(t.Context(), g.remote)
+	s, err := Connect(t.Context(), g.remote())
 	must(t, err)
 	defer s.Close()
 	f := s.Facts
@@ -255,11 +159,11 @@ func TestClientsThatCannotBeCaptured(t *testing.T) {
 		name, want string
 		remote     Remote
 	}{
-		{"no rsync", "rsync is not installed there", without.remote},
-		{"not root", "the user there has number \"7\", want root's 0", change(with.remote, "bob@127.0.0.1")},
-		{"unknown host key", "Host key verification failed", change(with.remote, "", "-o", "UserKnownHostsFile=/dev/null")},
-		{"no key", "Permission denied", change(with.remote, "", "-o", "PubkeyAuthentication=no")},
-		{"nobody there", "Connection refused", Remote{Address: fmt.Sprintf("root@127.0.0.1:%d", freePort(t))}},
+		{"no rsync", "rsync is not installed there", without.remote()},
+		{"not root", "the user there has number \"7\", want root's 0", change(with.remote(), "bob@127.0.0.1")},
+		{"unknown host key", "Host key verification failed", change(with.remote(), "", "-o", "UserKnownHostsFile=/dev/null")},
+		{"no key", "Permission denied", change(with.remote(), "", "-o", "PubkeyAuthentication=no")},
+		{"nobody there", "Connection refused", Remote{Address: fmt.Sprintf("root@127.0.0.1:%d", capturetest.FreePort(t))}},
 		{"an option", "want root@HOST", Remote{Address: "root@-oProxyCommand=x"}},
 		{"no port", "want a number from 1 to 65535", Remote{Address: "root@h:0"}},
 		{"no host", "want root@HOST", Remote{Address: "root@"}},
@@ -311,7 +215,7 @@ mkdir -p /data
 mount -t btrfs -o subvol=@data %s /data
 echo nested >/data/nested/file
 (while :; do echo >>/data/one; sync /data/one; echo >>/data/two; sync /data/two; done) &`, loop, unix.Major(st.Rdev), unix.Minor(st.Rdev), loop), "rsync", "btrfs", "sync")
-	everything(t, filepath.Join(g.root, "srv"))
+	everything(t, filepath.Join(g.Root, "srv"))
 	dir := filepath.Join(t.TempDir(), "tree")
 	r := g.capture(t, dir, "")
 	if want := []string{"/data/nested stays out: it is a subvolume of its own and not mounted"}; !slices.Equal(r.Plan.notes, want) {
@@ -333,7 +237,7 @@ echo nested >/data/nested/file
 
 	// Who gives up leaves nothing behind either.
 	ctx, cancel := context.WithCancel(t.Context())
-	s, err := Connect(ctx, g.remote)
+	s, err := Connect(ctx, g.remote())
 	must(t, err)
 	_, err = s.Capture(ctx, NewPlan(s.Facts, tree.Builtin(), true), filepath.Join(t.TempDir(), "tree"), func(int64, int64) { cancel() })
 	if !errors.Is(err, context.Canceled) {
@@ -345,7 +249,7 @@ echo nested >/data/nested/file
 	}
 
 	// Nor does a connection that breaks.
-	s, err = Connect(t.Context(), g.remote)
+	s, err = Connect(t.Context(), g.remote())
 	must(t, err)
 	plan := NewPlan(s.Facts, tree.Builtin(), true)
 	_, err = s.hold(t.Context(), &plan)
@@ -367,7 +271,7 @@ echo nested >/data/nested/file
 // left is what a capture has left on the client.
 func (g golden) left(t *testing.T) (lines string) {
 	t.Helper()
-	s, err := Connect(t.Context(), g.remote)
+	s, err := Connect(t.Context(), g.remote())
 	must(t, err)
 	defer s.Close()
 	for line := range strings.Lines(s.Facts.Raw["mountinfo"] + "\n" + s.Facts.Raw["subvolumes"]) {
