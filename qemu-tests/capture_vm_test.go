@@ -76,13 +76,18 @@ func TestAGoldenClientIsCapturedAsOfOneMoment(t *testing.T) {
 
 	// Without the two the layout can be had.
 	g.ssh("touch /stop; until [ -e /run/done-srv ] && [ -e /run/done-data ]; do usleep 10000; done; umount /srv /data; /usr/sbin/lvchange -an vg0/srv")
+	if plan := capture("--dry-run"); !strings.Contains(plan, "disk layout: 3 partitions, for bios\n") {
+		t.Errorf("the plan lacks a disk layout:\n%s", plan)
+	}
 	capture()
 	var shown struct{ Labels map[string]string }
 	out, err := server.Run(ctx, "image", "show", "golden", "-o", "json")
 	must(err)
 	must(json.Unmarshal([]byte(out), &shown))
 	var layout disklayout.Layout
-	must(json.Unmarshal([]byte(shown.Labels["rookery.layout"]), &layout))
+	if err := json.Unmarshal([]byte(shown.Labels["rookery.layout"]), &layout); err != nil {
+		t.Errorf("layout: %v", err)
+	}
 	want := disklayout.Layout{Partitions: []disklayout.Partition{
 		{Name: "bios-boot", Size: "1MiB", Type: disklayout.BIOSBoot},
 		{Name: "golden-swap", Size: "64MiB", Type: disklayout.Swap, FS: disklayout.SwapFS},

@@ -43,7 +43,7 @@ var questions = []struct{ name, command string }{
 	{"mountinfo", `cat /proc/self/mountinfo`},
 	{"lsblk", `lsblk -J -b -o NAME,KNAME,MAJ:MIN,TYPE,SIZE,RO,RM,MODEL,FSTYPE,LABEL,UUID,PTTYPE,PARTTYPE,PARTLABEL,PARTUUID,MOUNTPOINT`},
 	{"starts", `for f in /sys/class/block/*/start; do d=${f%/start}; echo "${d##*/} $(cat "$f")"; done`},
-	{"blkid", `blkid`},
+	{"blkid", `for f in /sys/class/block/*/partition; do d=${f%/partition}; echo; blkid -p -o export "/dev/${d##*/}"; done`},
 	{"efibootmgr", `efibootmgr -v`},
 	{"mdadm", `mdadm --detail --scan`},
 	{"pvs", `pvs --reportformat json --units b --nosuffix`},
@@ -93,6 +93,7 @@ func parseFacts(text, mark string) (f Facts, err error) {
 	// The rest may be missing, or be of programs too old to answer like this:
 	// there is no layout to be had then, and no snapshot.
 	f.devices = parseDevices(f.Raw["lsblk"], f.Raw["starts"])
+	f.probed(f.Raw["blkid"])
 	f.volumes, f.groups = parseVolumes(f.Raw["lvs"], f.Raw["vgs"])
 	return f, nil
 }
@@ -209,6 +210,26 @@ func parseDevices(lsblk, starts string) (all []device) {
 		return cmp.Or(cmp.Compare(a.parent, b.parent), cmp.Compare(a.start, b.start))
 	})
 	return all
+}
+
+// probed adds what blkid found on the partitions themselves: without udev lsblk
+// knows nothing of what they hold.
+func (f *Facts) probed(blkid string) {
+	found := make(map[string]string)
+	for line := range strings.Lines(blkid + "\n\n") {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			found[key] = value
+			continue
+		}
+		for i := range f.devices {
+			d := &f.devices[i]
+			if "/dev/"+d.Name == found["DEVNAME"] {
+				d.FS, d.Label = cmp.Or(d.FS, found["TYPE"]), cmp.Or(d.Label, found["LABEL"])
+				d.PartType, d.PartLabel = cmp.Or(d.PartType, found["PART_ENTRY_TYPE"]), cmp.Or(d.PartLabel, found["PART_ENTRY_NAME"])
+			}
+		}
+		clear(found)
+	}
 }
 
 // A volume is a logical volume of LVM.

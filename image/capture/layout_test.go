@@ -140,6 +140,24 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// Without udev it is blkid that knows what partitions hold.
+func TestLayoutWithoutUdev(t *testing.T) {
+	f := parsed(t, map[string]string{"firmware": "bios", "mountinfo": mounted("254:2 / / ext4 /dev/vda2"),
+		"lsblk": `{"blockdevices": [{"name":"vda", "kname":"vda", "maj:min":"254:0", "type":"disk", "size":536870912, "fstype":null, "children": [
+			{"name":"vda1", "kname":"vda1", "maj:min":"254:1", "type":"part", "size":1048576, "fstype":null, "parttype":null},
+			{"name":"vda2", "kname":"vda2", "maj:min":"254:2", "type":"part", "size":535822336, "fstype":null, "parttype":null}]}]}`,
+		"blkid": "\nDEVNAME=/dev/vda1\nPART_ENTRY_SCHEME=gpt\nPART_ENTRY_TYPE=21686148-6449-6e6f-744e-656564454649\n" +
+			"\nDEVNAME=/dev/vda2\nLABEL=golden-root\nTYPE=ext4\nUSAGE=filesystem\nPART_ENTRY_TYPE=" + linuxType})
+	l, err := f.Layout()
+	want := disklayout.Layout{Partitions: []disklayout.Partition{
+		{Name: "bios-boot", Size: "1MiB", Type: disklayout.BIOSBoot},
+		{Name: "golden-root", Size: "*", Type: disklayout.Linux, FS: disklayout.Ext4, Mount: "/"},
+	}}
+	if err != nil || !reflect.DeepEqual(l, want) {
+		t.Errorf("%+v, %v, want %+v", l, err, want)
+	}
+}
+
 // The disks of LVM, as Debian's installer makes them.
 func TestLayoutOfLVM(t *testing.T) {
 	f := parsed(t, map[string]string{"firmware": "bios", "mountinfo": mounted("253:0 / / ext4 /dev/mapper/vg0-root"), "lsblk": `{"blockdevices": [
