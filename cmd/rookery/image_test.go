@@ -373,6 +373,22 @@ func TestAFlippedBitIsFoundAndMended(t *testing.T) {
 	must(t, state, "image", "checkout", "debian12:1") // what was left of the first is gone on with
 }
 
+func TestADamagedManifestIsListed(t *testing.T) {
+	state := published(t)
+	must(t, state, "image", "import", "debian12", filepath.Dir(file(t, "other", "other\n")))
+	v := showImage(t, state, "debian12:1")
+	manifest := filepath.Join(filepath.Dir(v.Layers[0].Blob), v.Manifest.Hex())
+	if err := os.WriteFile(manifest, []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := must(t, state, "image", "list"); !strings.Contains(out, "debian12:1 ") || !strings.Contains(out, "cannot be read: ") || !strings.Contains(out, "debian12:2 ") {
+		t.Errorf("list:\n%s", out)
+	}
+	if out, err := run(t, state, "image", "verify"); err == nil || !strings.Contains(out, "debian12:1: manifest (") {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+}
+
 func TestExcludesOfSiteImageAndFlags(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "state")
 	put(t, filepath.Join(state, "excludes"), "# logs grow\n/var/log/**\n")
@@ -485,6 +501,11 @@ func TestKilledExtractionsGoOn(t *testing.T) {
 		flipped := glob(t, filepath.Join(filepath.Dir(journal), "usr/lib/*"))
 		if len(flipped) == 0 {
 			t.Fatalf("%s: a journal of %d bytes and no file", tt.command, before.Size())
+		}
+		for _, args := range [][]string{{"import", "half", filepath.Dir(journal)}, {"publish", filepath.Dir(journal), "half"}} {
+			if _, err := run(t, state, append([]string{"image"}, args...)...); err == nil || !strings.Contains(err.Error(), "is not complete: extract it again") {
+				t.Errorf("%s of half a tree: %v", args[0], err)
+			}
 		}
 		must(t, state, "image", tt.command, "debian12", tt.at)
 		if diff := must(t, state, "image", "diff", "debian12", tt.at, "--checksum"); diff != "0 files added, 0 changed, 0 removed\n" {

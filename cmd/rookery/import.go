@@ -141,6 +141,9 @@ func (i *importer) local(source string, excludes tree.Excludes) (*tree.Tree, err
 	m := startMeter(i.cmd, "read "+filepath.Base(source), 0)
 	defer m.stop()
 	if info.IsDir() {
+		if err := finished(source); err != nil {
+			return nil, err
+		}
 		return tree.FromDir(source, excludes)
 	}
 	temp, err := i.dir.temp()

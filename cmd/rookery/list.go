@@ -27,6 +27,7 @@ type imageView struct {
 	Parent   string            `json:"parent,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Layers   []layerView       `json:"layers"`
+	Error    string            `json:"error,omitempty"` // why nothing but its names is known
 }
 
 type layerView struct {
@@ -58,6 +59,9 @@ func viewImages(images *store.Store, all []store.Version) []imageView {
 		view := imageView{
 			Name: v.Name, Tags: append([]string{}, v.Tags...), Manifest: v.Manifest, Size: v.Size, Created: v.Created,
 			Source: v.Labels[oci.LabelSource], Parent: v.Labels[oci.LabelParent], Labels: v.Labels,
+		}
+		if v.Err != nil {
+			view.Error = v.Err.Error()
 		}
 		for d, n := range layersOf(v) {
 			if users[d] == 1 {
@@ -113,6 +117,10 @@ the version would give back.`,
 			return show(cmd.OutOrStdout(), format, views, func(w io.Writer) {
 				fmt.Fprintln(w, "IMAGE\tTAGS\tSIZE\tOWN\tCREATED\tSOURCE")
 				for _, v := range views {
+					if v.Error != "" {
+						fmt.Fprintf(w, "%s\t%s\t-\t-\t-\tcannot be read: %s\n", v.Name, strings.Join(v.Tags, ","), printable(v.Error))
+						continue
+					}
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, strings.Join(v.Tags, ","), size(v.Size), size(v.Own),
 						v.Created.Local().Format(time.DateTime), printable(v.Source))
 				}

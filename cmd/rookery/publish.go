@@ -200,6 +200,9 @@ func (p publisher) publish(cmd *cobra.Command, images *store.Store, dir stateDir
 		return err
 	}
 	defer lock.Close()
+	if err := finished(path); err != nil {
+		return err
+	}
 	parent, why, err := p.findParent(cmd.Context(), images, path)
 	if err != nil {
 		return err
