@@ -55,7 +55,11 @@ when one of those named is needed.`,
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: removed, %s are free\n", name, size(p.Bytes))
+				freed := ""
+				if len(p.Blobs) > 0 { // a registry collects its garbage by itself
+					freed = ", " + size(p.Bytes) + " are free"
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: removed%s\n", name, freed)
 			}
 			return nil
 		},
