@@ -25,6 +25,10 @@ func Flatten(layers ...*Index) (*View, error) {
 				return nil, fmt.Errorf("layer %d: %w", n, err)
 			}
 		}
+		if len(layers) == 1 && !slices.ContainsFunc(x.Entries, func(e Entry) bool { return e.Type == Whiteout }) {
+			v.Entries = x.Entries // most often; copies of them take longer than reading them
+			return v, nil
+		}
 		upper := slices.Clone(x.Entries)
 		for i := range upper {
 			upper[i].Layer = n
