@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string) error {
 	if os.Getuid() != 0 {
 		return errors.New("needs root: owners and device nodes are part of what is extracted")
 	}
-	work, err := os.MkdirTemp(*trees, "work")
+	work, err := os.MkdirTemp(*trees, ".work") // go build ./... passes over what begins with a dot
 	if err != nil {
 		return err
 	}
@@ -63,8 +63,8 @@ func run(ctx context.Context, args []string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# The image in numbers\n\n%s. Written by `make bench`.\n\n", machine(work))
 	writeTable(&b, rows)
-	fmt.Fprintf(&b, "\nTimes are medians of %d rounds, in which the programs take turns on the same filesystem,\n"+
-		"each into a new directory, after a `sync`; what they read is in the page cache. The commands:\n\n```\n%s```\n", *rounds, strings.Join(r.said, ""))
+	fmt.Fprintf(&b, "\nTimes are medians of %d rounds, in which the programs take turns,\n"+
+		"each on an ext4 that was just made, after a `sync`; what they read is in the page cache. The commands:\n\n```\n%s```\n", *rounds, strings.Join(r.said, ""))
 	line, ok := summary(rows)
 	fmt.Fprintf(&b, "\n%s\n", line)
 	os.Stdout.Write(b.Bytes())

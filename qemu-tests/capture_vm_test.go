@@ -185,7 +185,7 @@ func (g *goldenVM) install() {
 	for file, text := range map[string]string{
 		"sbin/init": goldenInit, "root/.ssh/authorized_keys": string(public),
 		"etc/passwd": "root:x:0:0::/root:/bin/sh\nsshd:x:100:100::/run:/bin/false\n", "etc/group": "root:x:0:\n",
-		"etc/sshd_config": "HostKey /etc/hostkey\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n",
+		"etc/sshd_config":  "HostKey /etc/hostkey\nPidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n",
 		"etc/lvm/lvm.conf": "activation { udev_sync = 0 udev_rules = 0 }\ndevices { obtain_device_list_from_udev = 0 use_devicesfile = 0 }\n",
 	} {
 		g.write(filepath.Join(root, file), text)
