@@ -246,9 +246,11 @@ func (x *Extractor) mkdir(w *worker, e *Entry) error {
 	if err := unix.Fchmodat(unix.AT_FDCWD, proc(fd), 0o700, 0); err != nil {
 		return fmt.Errorf("chmod 700: %w", err)
 	}
-	err = unix.Removexattr(proc(fd), "system.posix_acl_default")
-	if err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
-		return fmt.Errorf("remove system.posix_acl_default: %w", err)
+	for _, acl := range []string{"system.posix_acl_access", "system.posix_acl_default"} {
+		err := unix.Removexattr(proc(fd), acl)
+		if err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
+			return fmt.Errorf("remove %s: %w", acl, err)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"io"
 	"os"
@@ -29,6 +30,31 @@ func TestSELinuxLabels(t *testing.T) {
 	tree.Add(image.Entry{Path: "d/fifo", Type: image.Fifo, Mode: 0o600, Xattrs: label("initctl_t")})
 	layer, d := tree.Layer(t)
 	dir := t.TempDir()
+	extract(t, dir, layer, d)
+	imagetest.Same(t, imagetest.Snapshot(t, dir), tree.Lines())
+}
+
+// An ACL that a directory of the target has gives nobody more than the entry
+// that takes its place, and nothing to what is made in it.
+func TestACLsOfTargetGo(t *testing.T) {
+	imagetest.Root(t)
+	dir := t.TempDir()
+	acl := ""
+	for _, e := range imagetest.Nasty().Entries {
+		acl = cmp.Or(acl, e.Xattrs["system.posix_acl_default"])
+	}
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{".", "d"} {
+		for _, kind := range []string{"system.posix_acl_access", "system.posix_acl_default"} {
+			if err := unix.Setxattr(filepath.Join(dir, name), kind, []byte(acl), 0); err != nil {
+				t.Skipf("%s: %v: set TMPDIR to a filesystem with ACLs", kind, err)
+			}
+		}
+	}
+	tree := imagetest.New().Dir("d").Dir("d/e").File("d/f", []byte("f"))
+	layer, d := tree.Layer(t)
 	extract(t, dir, layer, d)
 	imagetest.Same(t, imagetest.Snapshot(t, dir), tree.Lines())
 }
