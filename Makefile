@@ -3,7 +3,8 @@
 # Everything that is made lands in out/; what took long to fetch in out/cache/.
 
 NODES    ?= 3
-FUZZTIME ?= 10s
+FUZZTIME ?= 20s
+FUZZ     ?= .
 
 # Pinned here and not in go.mod: a linter is no dependency of the programs.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -35,9 +36,10 @@ $(IMAGE): scripts/image | deps
 demo: deps build kernel image ## installs NODES=3 virtual machines over a private network
 	out/bin/rookery-demo --nodes $(NODES)
 
-test: ## lint, unit, vm: everything that must pass
+test: ## lint, unit, fuzz of what reads images, vm: everything that must pass
 	$(MAKE) lint
 	$(MAKE) unit
+	$(MAKE) fuzz FUZZ=image
 	$(MAKE) vm
 
 unit: deps build kernel ## unit and namespace tests with the race detector
@@ -52,11 +54,11 @@ bench: deps $(IMAGE) $(TREES) ## measures what is promised, into bench/*.md; as 
 $(TREES): scripts/benchtree | deps
 	scripts/benchtree $(@D)
 
-fuzz: ## each fuzz target for FUZZTIME=10s
-	@grep -rn --include='*_test.go' '^func Fuzz' . | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \
+fuzz: ## each fuzz target below FUZZ=. for FUZZTIME=20s
+	@grep -rn --include='*_test.go' '^func Fuzz' $(FUZZ) | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \
 	while read -r dir name; do \
 		echo "fuzz $$dir $$name"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$$dir" || exit 1; \
 	done
 
 lint: ## gofmt, go vet, staticcheck

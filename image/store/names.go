@@ -17,7 +17,7 @@ import (
 func (s *Store) Tag(ctx context.Context, version, tag string) error {
 	err := checkTag(tag)
 	if err == nil && repoOf(tag) != repoOf(version) {
-		err = fmt.Errorf("a tag of %s begins with %s:", version, repoOf(version))
+		err = fmt.Errorf("a tag of %s has to begin with %q", version, repoOf(version)+":")
 	}
 	if err == nil {
 		err = s.setNames(ctx, func(names []Name) ([]Name, error) {
