@@ -77,10 +77,14 @@ type Install struct {
 	Log     *slog.Logger
 
 	Extract image.Options
-	Workers int           // that extract; 0: one for each processor
+	Workers int           // that extract; 0: one for each processor, up to maxWorkers
 	Memory  int64         // bytes of pieces kept before there is a filesystem; 0: 64 MiB
 	Flush   time.Duration // to wait for the server's receipt at the end; 0: 10 minutes
 }
+
+// maxWorkers bounds memory: an Extractor writes no more frames of 8 MiB than that
+// at a time, and each worker holds one that is compressed.
+const maxWorkers = 8
 
 // StagingDir is the directory of the new root that holds pieces while the
 // installation goes on.
@@ -390,7 +394,7 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	defer x.Close()
 	workers := r.Workers
 	if workers < 1 {
-		workers = runtime.NumCPU()
+		workers = min(runtime.NumCPU(), maxWorkers)
 	}
 	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.layers, x, workers) })
 	if err != nil {

@@ -81,7 +81,7 @@ type Delta struct {
 // cost together, so a version still costs what changed, but for that factor.
 const (
 	maxHidden    = 0.6     // of the tree's bytes
-	enoughHidden = 4 << 20 // bytes: one frame is not worth it
+	enoughHidden = 8 << 20 // bytes: one frame is not worth it
 	maxLayers    = 64      // docker takes 127 (its layer store), and others build on top
 )
 
