@@ -25,6 +25,7 @@ type Pieces struct {
 	wanted    []bool        // nil: everything
 	lacking   int           // pieces wanted and not complete
 	left      int64         // bytes of these
+	storing   int           // pieces on their way into store
 	order     []int         // what is complete, in the order it came; only grows
 	more      chan struct{} // closed and replaced when order grows or less is wanted
 	bytes     int64         // verified
@@ -80,11 +81,16 @@ func (p *Pieces) Put(n int, b []byte, from Origin) error {
 	if sha1.Sum(b) != p.info.Hashes[n] {
 		return fmt.Errorf("piece %d: %w", n, ErrBadPiece)
 	}
-	if _, err := p.store.WriteAt(b, int64(n)*p.info.PieceLength); err != nil {
-		return fmt.Errorf("piece %d: %w: %w", n, ErrStorage, err)
-	}
+	p.mu.Lock()
+	p.storing++
+	p.mu.Unlock()
+	_, err := p.store.WriteAt(b, int64(n)*p.info.PieceLength)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.storing--
+	if err != nil {
+		return fmt.Errorf("piece %d: %w: %w", n, ErrStorage, err)
+	}
 	if !p.complete(n) {
 		return nil // somebody else wrote the same bytes meanwhile
 	}
@@ -196,11 +202,14 @@ func (p *Pieces) Hold() {
 	p.held = true
 }
 
-// Idle says whether there is nothing to claim before Want: that nothing
-// arrives is nobody's fault.
+// Idle says whether it is no source's fault that nothing arrives: there is
+// nothing to claim before Want, or the storage makes a piece wait.
 func (p *Pieces) Idle() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.storing > 0 {
+		return true
+	}
 	if !p.held {
 		return false
 	}

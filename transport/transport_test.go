@@ -134,6 +134,37 @@ func TestFirstOfWaitsForAWant(t *testing.T) {
 	})
 }
 
+// Nor is it when the storage has no room until the disk is ready.
+func TestFirstOfWaitsForStorage(t *testing.T) {
+	content, info := transporttest.Layer(t, 1, size)
+	synctest.Test(t, func(t *testing.T) {
+		p := transport.NewPieces(info, slow{transporttest.NewMemory(nil)})
+		f := transport.FirstOf(&script{name: "swarm", calls: []func(context.Context, *transport.Pieces) error{
+			func(ctx context.Context, p *transport.Pieces) error {
+				for n := range info.Hashes {
+					put(t, p, content, n, transport.FromPeer)
+				}
+				return ctx.Err()
+			},
+		}})
+		f.Moved = func(_ transport.Source, err error) { t.Errorf("moved: %v", err) }
+		if err := f.Fetch(t.Context(), p); err != nil {
+			t.Errorf("Fetch: %v", err)
+		}
+		if p.Idle() {
+			t.Error("idle, with nothing on its way")
+		}
+	})
+}
+
+// slow is a storage that takes its time.
+type slow struct{ transport.Storage }
+
+func (s slow) WriteAt(b []byte, off int64) (int, error) {
+	time.Sleep(5 * time.Minute) // of the bubble
+	return s.Storage.WriteAt(b, off)
+}
+
 func TestFirstOfEndsWithItsContext(t *testing.T) {
 	_, info := transporttest.Layer(t, 1, size)
 	synctest.Test(t, func(t *testing.T) {
