@@ -115,6 +115,16 @@ func TestResolvConf(t *testing.T) {
 		{"none", func(*testing.T, string) {}, string(resolv)},
 		{"of systemd", link("../run/systemd/resolve/stub-resolv.conf"), string(resolv)},
 		{"of resolvconf, absolute", link("/run/resolvconf/resolv.conf"), string(resolv)},
+		{"of netconfig, by var/run", func(t *testing.T, tree string) {
+			must(t, os.MkdirAll(filepath.Join(tree, "var"), 0o755))
+			must(t, os.Symlink("/run", filepath.Join(tree, "var/run")))
+			link("/var/run/netconfig/resolv.conf")(t, tree)
+		}, string(resolv)},
+		{"of resolvconf, by a link of its own", func(t *testing.T, tree string) {
+			must(t, os.Mkdir(filepath.Join(tree, "etc/resolvconf"), 0o755))
+			must(t, os.Symlink("/run/resolvconf", filepath.Join(tree, "etc/resolvconf/run")))
+			link("resolvconf/run/resolv.conf")(t, tree)
+		}, string(resolv)},
 		{"a link to a file", link("hosts"), string(resolv)},
 		{"a link to where a file can be", link("/etc/real"), string(resolv)},
 		{"a link to nowhere", link("/none/resolv.conf"), ""},

@@ -1,6 +1,7 @@
 package chroot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -82,35 +83,38 @@ func resolvConf(root *os.Root) (at string, ok bool, err error) {
 	if _, err := root.Lstat("etc"); errors.Is(err, fs.ErrNotExist) {
 		return "", false, nil
 	}
-	at = "etc/resolv.conf"
-	for range 8 { // more links are a loop
-		if volatile(at) {
-			return at, true, nil
+	at, rest := ".", []string{"etc", "resolv.conf"}
+	for links := 0; len(rest) > 0; {
+		name := path.Join("/", at, rest[0])[1:] // nothing is above the root
+		rest = rest[1:]
+		if volatile(name) {
+			return path.Join(append([]string{name}, rest...)...), true, nil
 		}
-		info, err := root.Lstat(at)
+		info, err := root.Lstat(cmp.Or(name, "."))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			if _, err := root.Stat(path.Dir(at)); err != nil {
-				return "", false, nil // a link to nowhere
-			}
-			return at, true, nil
+			return name, len(rest) == 0, nil // or a link to nowhere
 		case err != nil:
 			return "", false, err
-		case info.Mode().IsRegular():
-			return at, true, nil
-		case info.Mode().Type() != fs.ModeSymlink:
-			return "", false, fmt.Errorf("%s: is neither file nor link", at)
+		case info.Mode().Type() == fs.ModeSymlink:
+			if links++; links > 8 {
+				return "", false, errors.New("etc/resolv.conf: too many links")
+			}
+			to, err := root.Readlink(name)
+			if err != nil {
+				return "", false, err
+			}
+			if path.IsAbs(to) {
+				at = "."
+			}
+			rest = append(strings.Split(to, "/"), rest...)
+		case info.IsDir() && len(rest) > 0, info.Mode().IsRegular() && len(rest) == 0:
+			at = name
+		default:
+			return "", false, fmt.Errorf("%s: is neither file nor link", name)
 		}
-		to, err := root.Readlink(at)
-		if err != nil {
-			return "", false, err
-		}
-		if !path.IsAbs(to) {
-			to = path.Join("/", path.Dir(at), to)
-		}
-		at = strings.TrimPrefix(path.Clean(to), "/")
 	}
-	return "", false, errors.New("etc/resolv.conf: too many links")
+	return at, true, nil
 }
 
 // add makes p. Its directory looks as if nothing had happened.
