@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"time"
@@ -54,7 +55,7 @@ than the variant has.
 			b.Log = cmd.ErrOrStderr()
 			began := time.Now()
 			err = b.Run(cmd.Context(), temp, func(path string, b capture.Build) error {
-				t, err := builtTree(path, temp, x)
+				t, err := builtTree(cmd.Context(), path, temp, x)
 				if err != nil {
 					return err
 				}
@@ -89,7 +90,7 @@ than the variant has.
 }
 
 // builtTree lists what the tool made: a directory or a tarball.
-func builtTree(path, temp string, x tree.Excludes) (*tree.Tree, error) {
+func builtTree(ctx context.Context, path, temp string, x tree.Excludes) (*tree.Tree, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -97,5 +98,5 @@ func builtTree(path, temp string, x tree.Excludes) (*tree.Tree, error) {
 	if info.IsDir() {
 		return tree.FromDir(path, x)
 	}
-	return tree.FromTar(path, temp, x)
+	return tree.FromTar(ctx, path, temp, x, nil)
 }

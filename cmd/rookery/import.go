@@ -150,7 +150,8 @@ func (i *importer) local(source string, excludes tree.Excludes) (*tree.Tree, err
 	if err != nil {
 		return nil, err
 	}
-	return tree.FromTar(source, temp, excludes)
+	m.set(0, info.Size())
+	return tree.FromTar(i.cmd.Context(), source, temp, excludes, m.read)
 }
 
 // foreign unpacks the layers of a container image.

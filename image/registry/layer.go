@@ -38,7 +38,7 @@ func (l Layer) Open(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{layer: l, blob: blob, diff: sha256.New()}
+	s := &stream{ctx: ctx, layer: l, blob: blob, diff: sha256.New()}
 	s.raw = &hashed{r: io.NewSectionReader(blob, 0, l.Size+1), h: sha256.New()}
 	s.plain, _, err = plain(bufio.NewReaderSize(s.raw, 1<<20))
 	if err != nil {
@@ -49,8 +49,9 @@ func (l Layer) Open(ctx context.Context) (io.ReadCloser, error) {
 	return s, nil
 }
 
-// A stream is a layer being unpacked.
+// A stream is a layer being unpacked, until ctx ends.
 type stream struct {
+	ctx   context.Context
 	layer Layer
 	blob  io.Closer
 	raw   *hashed
@@ -60,6 +61,9 @@ type stream struct {
 }
 
 func (s *stream) Read(p []byte) (int, error) {
+	if s.err == nil && s.ctx.Err() != nil {
+		s.err = context.Cause(s.ctx)
+	}
 	if s.err != nil {
 		return 0, s.err
 	}

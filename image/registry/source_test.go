@@ -189,6 +189,26 @@ func TestSources(t *testing.T) {
 	}
 }
 
+func TestALayerStops(t *testing.T) {
+	img, _ := foreign(t, "amd64")
+	dir := t.TempDir()
+	p, err := layout.Write(dir, empty.Index)
+	must(t, err, p.AppendImage(img))
+	s, err := registry.Open(t.Context(), "oci:"+dir, "", registry.Options{})
+	must(t, err)
+	defer s.Close()
+	for _, l := range s.Layers {
+		ctx, stop := context.WithCancel(t.Context())
+		r, err := l.Open(ctx)
+		must(t, err)
+		stop()
+		if _, err = io.Copy(io.Discard, r); !errors.Is(err, context.Canceled) {
+			t.Errorf("layer %v: %v", l, err)
+		}
+		r.Close()
+	}
+}
+
 func TestIsSource(t *testing.T) {
 	t.Chdir(t.TempDir())
 	must(t, os.MkdirAll("host.with.dots/os", 0o755))

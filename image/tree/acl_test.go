@@ -45,7 +45,7 @@ echo y > dir/inherits; setfacl -m u::r,g::-,o::r plain; chmod 0600 etc/passwd`
 			if out, err := exec.Command("tar", args...).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			tr, err := tree.FromTar(tarball, t.TempDir(), tree.Excludes{})
+			tr, err := tree.FromTar(t.Context(), tarball, t.TempDir(), tree.Excludes{}, nil)
 			same(t, tr, err, want, index)
 		})
 	}
@@ -82,7 +82,7 @@ func TestACLText(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			for key, xattr := range map[string]string{"SCHILY.acl.access": "system.posix_acl_access", "SCHILY.acl.default": "system.posix_acl_default"} {
 				f := member{Header: tar.Header{Typeflag: tar.TypeDir, Name: "f", PAXRecords: map[string]string{key: tt.text}}}
-				tr, err := tree.FromTar(write(t, []member{f, passwd}), t.TempDir(), tree.Excludes{})
+				tr, err := tree.FromTar(t.Context(), write(t, []member{f, passwd}), t.TempDir(), tree.Excludes{}, nil)
 				if tt.err != "" {
 					if err == nil || !strings.Contains(err.Error(), tt.err) {
 						t.Fatalf("FromTar: %v, want %q", err, tt.err)
@@ -173,7 +173,7 @@ func TestBrokenTarballs(t *testing.T) {
 				t.Fatal(err)
 			}
 			temp := t.TempDir()
-			tr, err := tree.FromTar(name, temp, tree.Excludes{})
+			tr, err := tree.FromTar(t.Context(), name, temp, tree.Excludes{}, nil)
 			if err == nil {
 				tr.Close()
 			}

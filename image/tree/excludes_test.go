@@ -123,7 +123,7 @@ func TestExcludes(t *testing.T) {
 					members = append(members, file(p, ""))
 				}
 			}
-			tr, err := tree.FromTar(write(t, members), t.TempDir(), x)
+			tr, err := tree.FromTar(t.Context(), write(t, members), t.TempDir(), x, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -46,15 +47,16 @@ func (b bundle) Close() error {
 // program). A compressed one is unpacked into a nameless file in temp, "" being
 // the system's place for those; that much room is needed until Close. Names that
 // lead out of the tree are refused. Of names that come twice the last counts.
-func FromTar(file, temp string, x Excludes) (*Tree, error) {
-	t, err := fromTar(file, temp, x)
+// While it is unpacked read, when not nil, is told how many of its bytes were read.
+func FromTar(ctx context.Context, file, temp string, x Excludes, read func(n int)) (*Tree, error) {
+	t, err := fromTar(ctx, file, temp, x, read)
 	if err != nil {
 		return nil, fmt.Errorf("tarball %s: %w", file, err)
 	}
 	return t, nil
 }
 
-func fromTar(file, temp string, x Excludes) (_ *Tree, err error) {
+func fromTar(ctx context.Context, file, temp string, x Excludes, read func(n int)) (_ *Tree, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -65,7 +67,7 @@ func fromTar(file, temp string, x Excludes) (_ *Tree, err error) {
 			files.Close()
 		}
 	}()
-	plain, err := decompress(f, temp)
+	plain, err := decompress(ctx, f, temp, read)
 	if err != nil {
 		return nil, err
 	}
@@ -233,29 +235,30 @@ func (n *inode) setXattr(name, value string) {
 
 // decompress gives a file with the plain tar stream of f: f itself, where it
 // is not compressed.
-func decompress(f *os.File, temp string) (_ *os.File, err error) {
+func decompress(ctx context.Context, f *os.File, temp string, read func(n int)) (_ *os.File, err error) {
 	var magic [6]byte
 	n, err := f.ReadAt(magic[:], 0)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
+	packed := stoppable{ctx, counted{f, read}}
 	var r io.Reader
 	switch m := magic[:n]; {
 	case bytes.HasPrefix(m, []byte{0x1f, 0x8b}):
-		gz, err := gzip.NewReader(bufio.NewReaderSize(f, 1<<20))
+		gz, err := gzip.NewReader(bufio.NewReaderSize(packed, 1<<20))
 		if err != nil {
 			return nil, err
 		}
 		r = gz
 	case bytes.HasPrefix(m, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(m) > 3 && m[0]&0xf0 == 0x50 && bytes.HasPrefix(m[1:], []byte{0x2a, 0x4d, 0x18}):
-		zs, err := zstd.NewReader(f, zstd.WithDecoderMaxWindow(1<<31)) // as zstd --long=31 needs
+		zs, err := zstd.NewReader(packed, zstd.WithDecoderMaxWindow(1<<31)) // as zstd --long=31 needs
 		if err != nil {
 			return nil, err
 		}
 		defer zs.Close()
 		r = zs
 	case bytes.Equal(m, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return unxz(f, temp)
+		return unxz(ctx, packed, temp)
 	default:
 		return f, nil
 	}
@@ -270,19 +273,36 @@ func decompress(f *os.File, temp string) (_ *os.File, err error) {
 	return out, nil
 }
 
-func unxz(f *os.File, temp string) (*os.File, error) {
+func unxz(ctx context.Context, packed io.Reader, temp string) (*os.File, error) {
 	out, err := nameless(temp)
 	if err != nil {
 		return nil, err
 	}
 	var said bytes.Buffer
-	cmd := exec.Command("xz", "--decompress", "--stdout", "--threads=0")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = f, out, &said
+	cmd := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", "--threads=0")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = packed, out, &said
 	if err := cmd.Run(); err != nil {
 		out.Close()
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("unpack: %w", context.Cause(ctx))
+		}
 		return nil, fmt.Errorf("unpack: xz: %w: %s", err, bytes.TrimSpace(said.Bytes()))
 	}
 	return out, nil
+}
+
+// counted tells read, when it is not nil, how many bytes it read.
+type counted struct {
+	io.Reader
+	read func(n int)
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if c.read != nil {
+		c.read(n)
+	}
+	return n, err
 }
 
 // nameless makes a file that is gone when it is closed.

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -92,7 +93,7 @@ func TestEverySourceSameLayer(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			temp := t.TempDir()
-			tr, err := tree.FromTar(tarball, temp, tree.Builtin())
+			tr, err := tree.FromTar(t.Context(), tarball, temp, tree.Builtin(), nil)
 			same(t, tr, err, want, index)
 			if left, _ := os.ReadDir(temp); len(left) > 0 {
 				t.Fatalf("left behind: %v", left)
@@ -103,9 +104,52 @@ func TestEverySourceSameLayer(t *testing.T) {
 		if err := os.WriteFile(tarball, layer, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		tr, err := tree.FromTar(tarball, t.TempDir(), tree.Builtin())
+		tr, err := tree.FromTar(t.Context(), tarball, t.TempDir(), tree.Builtin(), nil)
 		same(t, tr, err, want, index)
 	})
+}
+
+// Unpacking takes long enough for a change of mind, and for wanting to know how
+// far it is.
+func TestUnpackingIsToldAndStops(t *testing.T) {
+	plain := write(t, []member{file("a", string(imagetest.Noise(1, 4<<20)))})
+	for _, tool := range []string{"gzip -1", "zstd -1", "xz -0"} {
+		t.Run(tool, func(t *testing.T) {
+			name, _, _ := strings.Cut(tool, " ")
+			if _, err := exec.LookPath(name); err != nil {
+				t.Skipf("%v: install it", err)
+			}
+			packed := filepath.Join(t.TempDir(), "packed")
+			if out, err := exec.Command("sh", "-ec", tool+` < "$1" > "$2"`, "sh", plain, packed).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			st, err := os.Stat(packed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told int64
+			tr, err := tree.FromTar(t.Context(), packed, t.TempDir(), tree.Excludes{}, func(n int) { told += int64(n) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr.Close()
+			if told != st.Size() {
+				t.Errorf("told of %d bytes, the file has %d", told, st.Size())
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			told = 0
+			tr, err = tree.FromTar(ctx, packed, t.TempDir(), tree.Excludes{}, func(n int) { told += int64(n); stop() })
+			if !errors.Is(err, context.Canceled) {
+				if err == nil {
+					tr.Close()
+				}
+				t.Errorf("stopped after the first read: %v", err)
+			}
+			if told >= st.Size() {
+				t.Errorf("read all %d bytes all the same", told)
+			}
+		})
+	}
 }
 
 func TestDeepDirectory(t *testing.T) {
@@ -233,7 +277,7 @@ func TestFromTar(t *testing.T) {
 		{name: "ACL of half an entry", members: []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: map[string]string{"SCHILY.acl.access": "user::rwx"}}}}, err: `"a": ACL "user::rwx" has no entry`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tr, err := tree.FromTar(write(t, tt.members), t.TempDir(), tree.Builtin())
+			tr, err := tree.FromTar(t.Context(), write(t, tt.members), t.TempDir(), tree.Builtin(), nil)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Fatalf("FromTar: %v, want %q", err, tt.err)
@@ -264,7 +308,7 @@ func TestLabels(t *testing.T) {
 		{"SCHILY.xattr.security.selinux": label + "\x00"},
 		{"SCHILY.xattr.security.selinux": label + "\x00", "RHT.security.selinux": "another"},
 	} {
-		tr, err := tree.FromTar(write(t, []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: records}}}), t.TempDir(), tree.Excludes{})
+		tr, err := tree.FromTar(t.Context(), write(t, []member{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: records}}}), t.TempDir(), tree.Excludes{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -292,7 +336,7 @@ func TestExcludedByOneName(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tr.Close()
-	tar, err := tree.FromTar(write(t, []member{file("a", "1"), link(tar.TypeLink, "b", "a"), link(tar.TypeLink, "c", "a")}), t.TempDir(), x)
+	tar, err := tree.FromTar(t.Context(), write(t, []member{file("a", "1"), link(tar.TypeLink, "b", "a"), link(tar.TypeLink, "c", "a")}), t.TempDir(), x, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +367,7 @@ func FuzzFromTar(f *testing.F) {
 		if err := os.WriteFile(name, b, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		tr, err := tree.FromTar(name, "", tree.Builtin())
+		tr, err := tree.FromTar(t.Context(), name, "", tree.Builtin(), nil)
 		if err != nil {
 			return
 		}
