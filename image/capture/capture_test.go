@@ -71,6 +71,9 @@ func TestCapture(t *testing.T) {
 	g := newGolden(t, "true", "rsync")
 	everything(t, filepath.Join(g.Root, "srv"))
 	dir := filepath.Join(t.TempDir(), "trees", "golden")
+	quick := filepath.Join(g.Root, "srv/quick")
+	must(t, os.WriteFile(quick, []byte("one"), 0o644))
+	must(t, os.Chtimes(quick, imagetest.When, imagetest.When))
 	before := imagetest.Snapshot(t, g.Root)
 	first := g.capture(t, dir, "")
 	imagetest.Same(t, imagetest.Snapshot(t, g.Root), before)
@@ -85,6 +88,8 @@ func TestCapture(t *testing.T) {
 	// Again, of a client that is not the same any more.
 	must(t, os.RemoveAll(filepath.Join(g.Root, "srv/many")))
 	must(t, os.WriteFile(filepath.Join(g.Root, "srv/a/sudo"), []byte("other"), 0))
+	must(t, os.WriteFile(quick, []byte("two"), 0o644))
+	must(t, os.Chtimes(quick, imagetest.When, imagetest.When.Add(1))) // in the same second
 	must(t, os.Rename(filepath.Join(g.Root, "srv/b/z hard"), filepath.Join(g.Root, "srv/b/renamed")))
 	must(t, os.Chown(filepath.Join(g.Root, "srv/a/acl"), 12345, 54321))
 	must(t, os.WriteFile(filepath.Join(dir, "only in the tree"), nil, 0o644))

@@ -64,7 +64,9 @@ func (s *Session) Capture(ctx context.Context, p Plan, tree string, progress fun
 
 // rsync runs it and returns what it prints, as far as also does not take it.
 func (s *Session) rsync(ctx context.Context, p Plan, source, tree string, also io.Writer, options ...string) (string, error) {
-	args := append([]string{"-aHAXS", "--numeric-ids", "--delete", "--delete-excluded", "--no-human-readable"}, options...)
+	args := append([]string{"-aHAXS", "--numeric-ids", "--delete", "--delete-excluded", "--no-human-readable",
+		"--modify-window=-1", // by itself it compares whole seconds
+	}, options...)
 	for _, rule := range p.rules {
 		args = append(args, "--filter="+rule)
 	}
