@@ -141,8 +141,13 @@ func (s stoppable) Write(b []byte) (int, error) {
 	return s.w.Write(b)
 }
 
+var errNoPlace = errors.New("says no place to write to")
+
 // whole makes a file appear at once and for good.
 func whole(file string, stdout io.Writer, write func(io.Writer) error) error {
+	if file == "" {
+		return errNoPlace
+	}
 	if file == "-" {
 		b := bufio.NewWriterSize(stdout, 1<<20)
 		return errors.Join(write(b), b.Flush())
@@ -221,6 +226,9 @@ func (e *export) index(old []byte, ref string) ([]byte, error) {
 }
 
 func (e *export) toLayout(ctx context.Context, dir, ref string) (err error) {
+	if dir == "" {
+		return errNoPlace
+	}
 	old, err := os.ReadFile(filepath.Join(dir, "index.json"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -360,13 +368,15 @@ func (e *export) toTar(ctx context.Context, w io.Writer, file string) error {
 		return err
 	}
 	var packed io.WriteCloser = unpacked{w}
-	switch path.Ext(file) {
+	switch ext := path.Ext(file); ext {
 	case ".gz", ".tgz":
 		packed = gzip.NewWriter(w)
 	case ".zst", ".tzst":
 		if packed, err = zstd.NewWriter(w); err != nil {
 			return err
 		}
+	case ".xz", ".txz", ".bz2", ".tbz2", ".lz4":
+		return fmt.Errorf("a tarball is plain or packed as .gz or .zst, not as %s", ext)
 	}
 	return errors.Join(view.WriteTar(stoppable{ctx, packed}, e.layers...), packed.Close())
 }

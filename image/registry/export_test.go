@@ -208,11 +208,18 @@ func TestExportRefuses(t *testing.T) {
 		"tar:" + dir + "/a/b":  "no such file",
 		"oci:" + dir + "/full": "not empty",
 		"tar:/dev/null":        "no regular file",
+		"tar:" + dir + "/a.xz": "plain or packed as .gz or .zst, not as .xz",
+		"tar:":                 "no place to write to",
+		"oci:":                 "no place to write to",
+		"oci::1":               "no place to write to",
 		"docker://" + "localhost/x@" + string(v.Manifest): "want a tag",
 	} {
 		if err := registry.Export(t.Context(), s, v, dest, nil, registry.Options{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", dest, err, want)
 		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
