@@ -104,7 +104,11 @@ func empty(dir string) error {
 // finished says what is wrong with a directory that is to become an image.
 func finished(dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, image.Unfinished)); err == nil {
-		return fmt.Errorf("%s: what was extracted there is not complete: extract it again", dir)
+		return unfinished(dir)
 	}
 	return nil
+}
+
+func unfinished(what string) error {
+	return fmt.Errorf("%s: what was extracted there is not complete: extract it again", what)
 }

@@ -502,7 +502,11 @@ func TestKilledExtractionsGoOn(t *testing.T) {
 		if len(flipped) == 0 {
 			t.Fatalf("%s: a journal of %d bytes and no file", tt.command, before.Size())
 		}
-		for _, args := range [][]string{{"import", "half", filepath.Dir(journal)}, {"publish", filepath.Dir(journal), "half"}} {
+		tarball := filepath.Join(t.TempDir(), "half.tar")
+		if out, err := exec.Command("tar", "-cf", tarball, "-C", filepath.Dir(journal), ".").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, args := range [][]string{{"import", "half", filepath.Dir(journal)}, {"import", "half", tarball}, {"publish", filepath.Dir(journal), "half"}} {
 			if _, err := run(t, state, append([]string{"image"}, args...)...); err == nil || !strings.Contains(err.Error(), "is not complete: extract it again") {
 				t.Errorf("%s of half a tree: %v", args[0], err)
 			}

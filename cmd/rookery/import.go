@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -180,6 +181,9 @@ func (i *importer) publish(name, source string, t *tree.Tree, config store.Confi
 	defer t.Close()
 	if len(t.Entries) <= 1 { // the root itself
 		return fmt.Errorf("%s holds no files", source)
+	}
+	if slices.ContainsFunc(t.Entries, func(e image.Entry) bool { return e.Path == image.Unfinished }) {
+		return unfinished(source)
 	}
 	config.Comment = "imported from " + source
 	began := time.Now()
