@@ -88,7 +88,7 @@ func TestFirstSiteAsItIsWritten(t *testing.T) {
 			site.until(command, "n1 end finished")
 		case strings.HasPrefix(command, "ssh "):
 			s.until(1, installed)
-			s.starts(vm)
+			s.starts(vm, "Debian GNU/Linux 12")
 			if out := site.run(command + " hostname"); strings.TrimSpace(out) != "n1" {
 				t.Errorf("%s: the machine says it is %q, want n1", command, out)
 			}
