@@ -236,15 +236,16 @@ func (s *Store) prune(ctx context.Context, keep Keep, dry bool) (p Pruned, err e
 		}
 		return names, nil
 	}
-	if dry {
-		names, err := s.backend.Names(ctx)
-		if err == nil {
-			_, err = change(names)
-		}
-		if err != nil {
-			return Pruned{}, err
-		}
-	} else if err := s.setNames(ctx, change); err != nil {
+	names, err := s.backend.Names(ctx)
+	if err == nil {
+		_, err = change(names)
+	}
+	// Where no version goes nothing is written: a writer would take away what killed
+	// ones left, and not tell.
+	if err == nil && !dry && len(p.Versions) > 0 {
+		err = s.setNames(ctx, change)
+	}
+	if err != nil {
 		return Pruned{}, err
 	}
 	return p, s.sweep(ctx, &p, dry)

@@ -265,6 +265,14 @@ func TestCrashLeftovers(t *testing.T) {
 	if versions, err := s.List(t.Context()); err != nil || len(versions) != 1 {
 		t.Fatal(versions, err)
 	}
+	for _, dry := range []bool{true, false} {
+		if p, err := s.Prune(t.Context(), store.Keep{}, dry); err != nil || len(p.Blobs) != 1 || p.Bytes != int64(len("half a layer")) {
+			t.Errorf("prune, dry %v: %+v, %v", dry, p, err)
+		}
+	}
+	if err := os.WriteFile(left, []byte("half a layer"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	publish(t, s, "a:2", "two")
 	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("still there: %v", err)
