@@ -409,7 +409,7 @@ func tags(t *testing.T, s *store.Store, b store.Backend) {
 	}{
 		{"what is not there", s.Tag(t.Context(), "a:9", "a:x"), `tag a:x: image "a:9": not found`},
 		{"a version", s.Tag(t.Context(), "a:1", "a:2"), "tag a:2: is a version"},
-		{"another image", s.Tag(t.Context(), "a:1", "b:x"), "tag b:x: a tag of a:1 begins with a:"},
+		{"another image", s.Tag(t.Context(), "a:1", "b:x"), `tag b:x: a tag of a:1 has to begin with "a:"`},
 		{"no name", s.Tag(t.Context(), "a:1", "a:x y"), "want NAME:TAG"},
 		{"no tag", s.Untag(t.Context(), "a:x"), "untag a:x: not found"},
 		{"a version", s.Untag(t.Context(), "a:1"), "untag a:1: is a version"},
