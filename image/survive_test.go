@@ -66,7 +66,7 @@ func TestHardLinksAcrossLayers(t *testing.T) {
 	lower := imagetest.New().Dir("d").File("a", large).Link("b", "a").Link("d/c", "a").File("e", []byte("e")).Link("f", "e")
 	upper := imagetest.New().Whiteout("a").File("e", []byte("new"))
 	var layers []image.Layer
-	for _, tree := range []*imagetest.Tree{lower, upper} {
+	for _, tree := range []*imagetest.Tree{imagetest.New(), lower, upper} {
 		b, d := tree.Layer(t)
 		layers = append(layers, image.Layer{Descriptor: d, Bytes: bytes.NewReader(b)})
 	}
