@@ -179,7 +179,7 @@ func (p *page) entries(stream []byte) (es []image.Entry) {
 				if e.Xattrs == nil {
 					e.Xattrs = make(map[string]string)
 				}
-				e.Xattrs[strings.ReplaceAll(name, "%3D", "=")] = value
+				e.Xattrs[strings.NewReplacer("%25", "%", "%3D", "=").Replace(name)] = value
 			}
 		}
 		if e.Size > 0 {

@@ -136,6 +136,10 @@ func writeStream(f *framer, es []Entry, open func(Entry) (io.ReadCloser, error))
 	return nil
 }
 
+// escapeXattr writes the name of an attribute as GNU tar does (xattr_encode_keyword
+// in its xheader.c): a key of PAX ends at "=".
+var escapeXattr = strings.NewReplacer("%", "%25", "=", "%3D")
+
 // tarHeader is the header of e with its PAX records and more. A hard link carries
 // what the file it names carries, since some readers set it again.
 func tarHeader(e, target *Entry, more map[string]string) ([]byte, error) {
@@ -178,7 +182,7 @@ func tarHeader(e, target *Entry, more map[string]string) ([]byte, error) {
 		if h.PAXRecords == nil {
 			h.PAXRecords = make(map[string]string)
 		}
-		h.PAXRecords["SCHILY.xattr."+strings.ReplaceAll(name, "=", "%3D")] = value // GNU tar's way around "="
+		h.PAXRecords["SCHILY.xattr."+escapeXattr.Replace(name)] = value
 	}
 	var b bytes.Buffer
 	err := tar.NewWriter(&b).WriteHeader(h)

@@ -126,6 +126,7 @@ func Nasty() *Tree {
 		"security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00" + strings.Repeat("\x00", 12), // cap_net_raw=ep
 		"user.empty":          "",
 		"user.nul":            "a\x00b\n=",
+		"user.a=b%c%3D%25":    "odd",
 		"user.origin":         "here",
 	}}, []byte("capable"))
 	t.FileEntry(image.Entry{Path: "a/acl", Mode: 0o660, Xattrs: map[string]string{

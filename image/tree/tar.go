@@ -471,7 +471,7 @@ func (s source) add(h *tar.Header, at, end int64, f *os.File, r io.Reader, spars
 	}
 	for key, value := range h.PAXRecords {
 		xattr, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if xattr = strings.ReplaceAll(xattr, "%3D", "="); ok && keeps(xattr) {
+		if xattr = unescapeXattr.Replace(xattr); ok && keeps(xattr) {
 			n.setXattr(xattr, value)
 		}
 	}
@@ -498,6 +498,9 @@ func isSparse(h *tar.Header) bool {
 	}
 	return false
 }
+
+// unescapeXattr reads the name of an attribute that GNU tar wrote.
+var unescapeXattr = strings.NewReplacer("%25", "%", "%3D", "=")
 
 // clean is a member's name as the path of an entry.
 func clean(name string) (string, error) {
