@@ -179,7 +179,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"image", "copy", "debian12", "--to", text}, "image store " + text},
 		{[]string{"image", "export", "debian12", missing}, "export debian12:1 to " + missing + ": want oci:DIR"},
 		{[]string{"image", "export", "debian12", "oci:" + empty + "/a/b"}, "export debian12:1 to oci:"},
-		{[]string{"image", "tag", "debian12:1", "e:1"}, "tag e:1: a tag of debian12:1 begins with debian12:"},
+		{[]string{"image", "tag", "debian12:1", "e:1"}, `tag e:1: a tag of debian12:1 has to begin with "debian12:"`},
 		{[]string{"image", "tag", "debian12:9", "debian12:x"}, `image "debian12:9": not found`},
 		{[]string{"image", "untag", "debian12:1"}, "untag debian12:1: is a version"},
 		{[]string{"image", "rm", "debian12"}, "remove debian12: not found"},
