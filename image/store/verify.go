@@ -135,6 +135,11 @@ func (c *check) version(names []Name, v Version) error {
 		if err := c.s.verifyBlob(c.ctx, manifest, n.Size); err != nil {
 			return nil, err
 		}
+		for _, tag := range alike(names, n) {
+			if tag.Size != n.Size {
+				return nil, fmt.Errorf("the store's index says of %s that it has %d bytes, not %d", tag.Name, tag.Size, n.Size)
+			}
+		}
 		m, l, err := c.s.readManifest(c.ctx, n)
 		if err == nil && m.Annotations[oci.KeyVersion] != v.Name {
 			err = fmt.Errorf("was published as %q, not as %s", m.Annotations[oci.KeyVersion], v.Name)

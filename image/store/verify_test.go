@@ -174,6 +174,8 @@ func TestEveryFlippedBitOfTheIndex(t *testing.T) {
 					t.Errorf("bit %d: the store has %s", bit, now)
 				}
 				renamed++
+			} else if _, err := s.Resolve(t.Context(), "a:latest"); err != nil {
+				t.Errorf("bit %d: nothing is told, but %v", bit, err)
 			} else {
 				same++
 			}
