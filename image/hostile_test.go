@@ -281,3 +281,15 @@ func TestDamagedLooksUnfinished(t *testing.T) {
 		}
 	}
 }
+
+// Bytes between the last frame and the index belong to nobody.
+func TestIndexFollowsItsFrames(t *testing.T) {
+	layer, d := imagetest.New().File("f", []byte("x")).Layer(t)
+	layer = slices.Insert(layer, int(d.IndexOffset), make([]byte, 10)...)
+	d.IndexOffset += 10
+	d.Size += 10
+	want := fmt.Sprintf("index: its 1 frames end at %d, the index begins at %d", d.IndexOffset-10, d.IndexOffset)
+	if _, err := image.ReadIndex(bytes.NewReader(layer), d); fmt.Sprint(err) != want {
+		t.Errorf("ReadIndex: %v, want %s", err, want)
+	}
+}
