@@ -54,10 +54,8 @@ The copy is called as the original, unless a second name is given.`,
 			if err := checkNewName(name); err != nil {
 				return err
 			}
-			if _, err := copyVersion(cmd, target, source, v, name); err != nil {
-				return fmt.Errorf("copy %s: %w", args[0], err)
-			}
-			return nil
+			_, err = copyVersion(cmd, target, source, v, name)
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "store to copy from (default that of --images)")

@@ -148,7 +148,12 @@ func TestCheckoutChangePublish(t *testing.T) {
 	begins(t, "publish --checksum", must(t, state, "image", "publish", "debian12", "debian12:sum", "--checksum"), "debian12:sum: 0 files added, 1 changed, 0 removed; layer ")
 
 	// A tree that was never an image.
-	begins(t, "publish anew", must(t, state, "image", "publish", rootfs(t), "other"), "other:1: 20 files added, 0 changed, 0 removed; layer 2.5 MiB with everything (no parent is known)")
+	anew := rootfs(t)
+	t.Chdir(filepath.Dir(anew))
+	begins(t, "publish anew", must(t, state, "image", "publish", "./"+filepath.Base(anew), "other"), "other:1: 20 files added, 0 changed, 0 removed; layer 2.5 MiB with everything (no parent is known)")
+	if got := showImage(t, state, "other").Source; got != anew {
+		t.Errorf("source %q, want %q", got, anew)
+	}
 	// A parent that is gone.
 	must(t, state, "image", "rm", "debian12:sum")
 	begins(t, "publish without parent", must(t, state, "image", "publish", "debian12", "debian12:alone"), "debian12:alone: 20 files added, 0 changed, 0 removed; layer 2.5 MiB with everything (its parent debian12:sum is gone)")
@@ -304,6 +309,10 @@ func TestCopyBetweenStores(t *testing.T) {
 	}
 	if v := showImage(t, state, "debian12", "--images", remote); v.Layers[0].Blob != "" {
 		t.Errorf("a registry's layer has the path %q", v.Layers[0].Blob)
+	}
+	must(t, state, "image", "import", "else", filepath.Dir(file(t, "else", "else\n")))
+	if _, err := run(t, state, "image", "copy", "debian12:1", "else:1"); err == nil || !strings.HasPrefix(err.Error(), "copy debian12:1 to else:1: layer 0 is ") {
+		t.Errorf("copy to a name that is taken: %v", err)
 	}
 	// A server whose images are in a registry, from the first command on.
 	fresh := filepath.Join(t.TempDir(), "fresh")

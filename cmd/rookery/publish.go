@@ -218,7 +218,11 @@ func (p publisher) publish(cmd *cobra.Command, images *store.Store, dir stateDir
 		return fmt.Errorf("%s holds no files", path)
 	}
 	delta := &tree.Delta{Entries: t.Entries, Full: why}
-	config := store.Config{Comment: "published from " + path, Labels: map[string]string{oci.LabelSource: path}}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	config := store.Config{Comment: "published from " + abs, Labels: map[string]string{oci.LabelSource: abs}}
 	if parent != nil {
 		config.Architecture, config.Labels = parent.Architecture, maps.Clone(parent.Labels)
 		if config.Labels == nil {
