@@ -216,6 +216,9 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 		l.want(r.view)
 	}
 	err = fits(r.view, r.meter.read().Total, r.room)
+	if err == nil && slices.Contains(r.view.Names("."), StagingDir) {
+		err = fmt.Errorf("it has an entry %s, which is where pieces are kept and goes at the end", StagingDir)
+	}
 	if err == nil {
 		err = r.Machine.Check(r.view)
 	}

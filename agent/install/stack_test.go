@@ -97,6 +97,25 @@ func TestALayerTwice(t *testing.T) {
 	})
 }
 
+// What an image has under the name of the staging would be removed with it.
+func TestTheStagingIsInTheImage(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	tree := imagetest.New().Add(image.Entry{Path: install.StagingDir, Type: image.Symlink, Link: "usr"})
+	version, err := images.Publish(t.Context(), "tiny:2", store.Publication{Lower: version.Layers, Layer: func(w io.Writer) (image.Descriptor, error) {
+		return image.Write(w, tree.Entries, tree.Open)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, images, version)
+		_, err := w.in.Run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "plan: image tiny:2: it has an entry .rookery,") || slices.Contains(w.machine.Calls, "partition") {
+			t.Errorf("Run: %v after %v", err, w.machine.Calls)
+		}
+	})
+}
+
 func TestALayerIsLost(t *testing.T) {
 	images, versions := installtest.Stack(t, t.TempDir())
 	gone := errors.New("not found")
