@@ -50,17 +50,32 @@ func CheckRoom(dir string, v *View) error {
 		return fmt.Errorf("%s: statfs: %w", dir, err)
 	}
 	bytes, inodes := v.Room(fs.Bsize)
-	free := fs.Bavail
-	if os.Geteuid() == 0 {
-		free = fs.Bfree // with what is set aside for root
-	}
-	if room := int64(free) * fs.Bsize; fs.Blocks > 0 && room < bytes {
+	if room := free(&fs); fs.Blocks > 0 && room < bytes {
 		return fmt.Errorf("%s: no space: %d bytes are free, the tree takes %d", dir, room, bytes)
 	}
 	if fs.Files > 0 && int64(fs.Ffree) < inodes { // 0: as many as there is space for
 		return fmt.Errorf("%s: no space: %d inodes are free, the tree takes %d", dir, fs.Ffree, inodes)
 	}
 	return nil
+}
+
+// CheckFree says whether the filesystem of dir has too few bytes for files of so many.
+func CheckFree(dir string, bytes int64) error {
+	var fs unix.Statfs_t
+	if err := retry(func() error { return unix.Statfs(dir, &fs) }); err != nil {
+		return fmt.Errorf("%s: statfs: %w", dir, err)
+	}
+	if room := free(&fs); fs.Blocks > 0 && room < bytes {
+		return fmt.Errorf("%s: no space: %d bytes are free, want %d", dir, room, bytes)
+	}
+	return nil
+}
+
+func free(fs *unix.Statfs_t) int64 {
+	if os.Geteuid() == 0 {
+		return int64(fs.Bfree) * fs.Bsize // with what is set aside for root
+	}
+	return int64(fs.Bavail) * fs.Bsize
 }
 
 // empty says whether there is nothing in dir that what is extracted could

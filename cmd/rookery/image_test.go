@@ -453,6 +453,16 @@ func TestNoRoomIsSaidFirst(t *testing.T) {
 		if err := unix.Mount("tmpfs", small, "tmpfs", 0, tt.options); err != nil {
 			t.Skipf("mount: %v: needs root", err)
 		}
+		if strings.HasPrefix(tt.options, "size=1m") {
+			for _, args := range [][]string{{"copy", "debian12", "--to", small + "/images"}, {"export", "debian12", "oci:" + small + "/layout"}} {
+				if _, err := run(t, state, append([]string{"image"}, args...)...); err == nil || !strings.Contains(err.Error(), " bytes are free, want ") {
+					t.Errorf("%s: %v", args[0], err)
+				}
+			}
+			if err := os.RemoveAll(small + "/images"); err != nil {
+				t.Fatal(err)
+			}
+		}
 		_, err := run(t, state, "image", "extract", "debian12", filepath.Join(small, "new"))
 		left, _ := os.ReadDir(filepath.Join(small, "new"))
 		if uerr := unix.Unmount(small, 0); uerr != nil {

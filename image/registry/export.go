@@ -237,7 +237,19 @@ func (e *export) toLayout(ctx context.Context, dir, ref string) (err error) {
 	if err != nil {
 		return err
 	}
-	in := dir
+	var want int64
+	for _, l := range e.layers {
+		if _, err := os.Stat(filepath.Join(dir, blobPath(l.Digest))); errors.Is(err, fs.ErrNotExist) {
+			want += l.Size
+		}
+	}
+	at, in := dir, dir
+	if old == nil {
+		at = filepath.Dir(dir)
+	}
+	if err := image.CheckFree(at, want); err != nil {
+		return err
+	}
 	if old == nil {
 		if in, err = os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".unfinished-"); err != nil {
 			return err

@@ -160,6 +160,18 @@ func (d directory) Open(_ context.Context, r Ref) (Blob, error) {
 	return file{f, st.Size()}, nil
 }
 
+// missing is how many bytes of v's layers are not there.
+func (d directory) missing(v Version) (n int64) {
+	seen := map[wire.Digest]bool{}
+	for _, l := range v.Layers {
+		if _, err := os.Stat(d.blob(l.Digest)); errors.Is(err, fs.ErrNotExist) && !seen[l.Digest] {
+			n += l.Size
+		}
+		seen[l.Digest] = true
+	}
+	return n
+}
+
 func (d directory) Write(ctx context.Context, do func(Writer) error) error {
 	// Nobody else is writing: what is unfinished was left by someone who was killed.
 	if unlock, err := d.tryLock(lockWriters, unix.LOCK_EX); err == nil {

@@ -285,7 +285,12 @@ func (s *Store) copy(ctx context.Context, from *Store, v Version, name string) (
 			return c, err
 		}
 	}
-	_, rots := s.backend.(directory) // a registry looks after its blobs
+	d, rots := s.backend.(directory) // a registry looks after its blobs
+	if rots {
+		if err := image.CheckFree(d.dir, d.missing(v)); err != nil {
+			return c, err
+		}
+	}
 	err = s.backend.Write(ctx, func(w Writer) error {
 		repo := repoOf(name)
 		if err := s.carryBlob(ctx, w, repo, from, m.Config.Digest, m.Config.Size, exists && rots); err != nil {
