@@ -259,6 +259,11 @@ func TestExportImport(t *testing.T) {
 			if said := must(t, state, "image", "export", "debian12:1", tt.to); !strings.Contains(said, "written to "+tt.to) {
 				t.Errorf("export says %q", said)
 			}
+			if scheme, source, ok := strings.Cut(tt.from, ":/"); ok {
+				if _, err := run(t, state, "image", "import", "again", "/"+source); err == nil || !strings.HasSuffix(err.Error(), " holds a container image, which is "+scheme+":/"+source) {
+					t.Errorf("import of /%s: %v", source, err)
+				}
+			}
 			must(t, state, "image", "import", "again", tt.from)
 			got := showImage(t, state, "again")
 			// Without what one layer knows of the other, the trees are the same.

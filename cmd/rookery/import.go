@@ -95,6 +95,10 @@ func (i *importer) run(name, source string) error {
 		if err != nil {
 			return err
 		}
+		if scheme := packed(source, t.Entries); scheme != "" {
+			t.Close()
+			return fmt.Errorf("%s holds a container image, which is %s%s", source, scheme, source)
+		}
 		return i.publish(name, source, t, config)
 	}
 	if scheme, _, ok := strings.Cut(source, "://"); ok && scheme != "docker" {
@@ -194,6 +198,27 @@ func (i *importer) publish(name, source string, t *tree.Tree, config store.Confi
 	fmt.Fprintf(i.cmd.OutOrStdout(), "%s: %d files, %s of content; layer %s, in %.1f s\n",
 		v.Name, len(t.Entries), size(contentOf(t.Entries)), size(v.Size), time.Since(began).Seconds())
 	return nil
+}
+
+// packed is the scheme to import a source by whose files are not those of a root
+// filesystem, but what container tools keep one in.
+func packed(source string, entries []image.Entry) string {
+	has := func(name string) bool {
+		return slices.ContainsFunc(entries, func(e image.Entry) bool { return e.Path == name })
+	}
+	info, err := os.Stat(source)
+	dir := err == nil && info.IsDir()
+	switch layout := has("oci-layout") && has("index.json"); {
+	case has("etc"), has("usr"), has("bin"):
+		return ""
+	case layout && dir:
+		return "oci:"
+	case has("manifest.json") && !dir: // newer docker save writes a layout, too
+		return "docker-archive:"
+	case layout:
+		return "oci-archive:"
+	}
+	return ""
 }
 
 // publishEntries makes a version whose topmost layer, on the lower ones, holds
