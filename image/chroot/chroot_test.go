@@ -19,6 +19,10 @@ import (
 
 func TestMain(m *testing.M) {
 	Child()
+	if tree := os.Getenv("TEST_KILLED"); tree != "" {
+		Command{Tree: tree, Args: []string{"/bin/sh", "-c", "echo; exec busybox sleep 97"}, Stdout: os.Stdout}.Run(context.Background())
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -191,6 +195,25 @@ func TestNobodyStays(t *testing.T) {
 	}
 	if running(t, "sleep\x0010008\x00") {
 		t.Error("the command is still there")
+	}
+}
+
+// What runs in a tree ends with who started it, who may be killed.
+func TestNobodyOutlivesTheProgram(t *testing.T) {
+	tree := small(t)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), "TEST_KILLED="+tree)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	_, err = out.Read(make([]byte, 1))
+	must(t, err)
+	must(t, cmd.Process.Kill())
+	cmd.Wait()
+	for deadline := time.Now().Add(10 * time.Second); running(t, "sleep\x0097\x00"); {
+		if time.Now().After(deadline) {
+			t.Fatal("the command is still there")
+		}
 	}
 }
 
