@@ -183,6 +183,10 @@ func TestContinue(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, append([]int{0}, odd...), ""},
+		{"a file written to", func(t *testing.T, dir string) {
+			some(t, dir, even, false)
+			change(t, filepath.Join(dir, "a/00"), func(b []byte) []byte { return bytes.Repeat([]byte("!"), len(b)) })
+		}, append([]int{0}, odd...), ""},
 		{"the large file gone, and killed again", func(t *testing.T, dir string) {
 			some(t, dir, func(int) bool { return true }, false)
 			if err := os.Remove(filepath.Join(dir, "b/large")); err != nil {
