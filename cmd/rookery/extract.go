@@ -95,7 +95,7 @@ func empty(dir string) error {
 	}
 	for _, d := range names {
 		if d.Name() != "lost+found" {
-			return fmt.Errorf("is not empty: %s is there", d.Name())
+			return fmt.Errorf("is not empty: %q is there", d.Name())
 		}
 	}
 	return nil

@@ -558,7 +558,7 @@ func TestExtractRefuses(t *testing.T) {
 	state := published(t)
 	full := filepath.Dir(file(t, "mine", "mine\n"))
 	for dir, want := range map[string]string{
-		full:           "is not empty: mine is there",
+		full:           `is not empty: "mine" is there`,
 		full + "/mine": "not a directory",
 	} {
 		if _, err := run(t, state, "image", "extract", "debian12", dir); err == nil || !strings.Contains(err.Error(), want) {
