@@ -42,8 +42,10 @@ test: ## lint, unit, fuzz of what reads images, vm: everything that must pass
 	$(MAKE) fuzz FUZZ=image
 	$(MAKE) vm
 
+# What is too long for the race detector runs without it.
 unit: deps build kernel ## unit and namespace tests with the race detector
 	packages=$$(go list ./...) && go test -race -timeout 3m $$(echo "$$packages" | grep -v '/qemu-tests')
+	go test -timeout 3m ./image
 
 vm: deps build kernel image ## stories in virtual machines; slow
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs ./cmd/rookery-agent

@@ -95,6 +95,7 @@ func TestHardLinksAcrossLayers(t *testing.T) {
 // A file of 9 GiB with a few bytes at its ends takes a few blocks. Its layer is
 // made by hand: to hash such a file takes longer than to extract it.
 func TestHugeSparseFile(t *testing.T) {
+	unraced(t)
 	const size, plain = 9 << 30, 16 << 20
 	x := &image.Index{Entries: imagetest.New().Add(image.Entry{Path: "huge", Type: image.Regular, Mode: 0o600, Size: size}).Entries}
 	zeros := image.FrameOf(make([]byte, plain))

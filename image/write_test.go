@@ -35,6 +35,7 @@ func mixed(seed uint64, n int) []byte {
 // Frames depend on nothing but the tree: not on how many cores compress, which
 // of them is first, or what it compressed before.
 func TestSameBytesOnAnyMachine(t *testing.T) {
+	unraced(t)
 	tree := imagetest.New().File("mixed", mixed(1, 30<<20)).File("void", make([]byte, 30<<20)).File("zz", mixed(2, 3<<20))
 	var want image.Descriptor
 	for _, cores := range []int{1, 2, 8} {
@@ -115,6 +116,7 @@ func TestFrames(t *testing.T) {
 
 // What is left out of reading reads as zeros.
 func TestHoles(t *testing.T) {
+	unraced(t)
 	const M = 1 << 20
 	for name, data := range map[string][]int64{ // where there is a byte; the last is the size
 		"none":       {M, 20 * M},
@@ -162,6 +164,7 @@ func TestHoles(t *testing.T) {
 // Over 8 GiB a size no longer fits the tar header, and a hole of that size is
 // no reason to wait.
 func TestHugeFile(t *testing.T) {
+	unraced(t)
 	if testing.Short() {
 		t.Skip("writes the layer of an 8 GiB hole: run without -short")
 	}
