@@ -72,8 +72,9 @@ type worker struct {
 }
 
 // memory bounds what the plain frames take that are being written at a time,
-// however many cores there are.
-const memory = 64 << 20
+// however many cores there are. With the compressed ones and what the garbage
+// collector leaves lying it becomes four times as much.
+const memory = 32 << 20
 
 // An origin is whose a file is that comes in several frames.
 type origin bool

@@ -84,7 +84,7 @@ type Install struct {
 
 // maxWorkers bounds memory: an Extractor writes no more frames of 8 MiB than that
 // at a time, and each worker holds one that is compressed.
-const maxWorkers = 8
+const maxWorkers = 4
 
 // StagingDir is the directory of the new root that holds pieces while the
 // installation goes on.

@@ -219,7 +219,7 @@ func TestRemoveAndPruneKeepWhatIsNeeded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if want := []string{"debian12:4"}; !slices.Equal(done.Removed, want) || !slices.Equal(dry.Removed, want) || dry.Bytes != done.Bytes || done.Bytes == 0 {
+	if want := []string{"debian12:1", "debian12:4"}; !slices.Equal(done.Removed, want) || !slices.Equal(dry.Removed, want) || dry.Bytes != done.Bytes || done.Bytes == 0 {
 		t.Errorf("pruned %+v\ndry %+v, want %q", done, dry, want)
 	}
 	if done.Kept["debian12:2"] != "node n1" || len(done.Kept) != 3 {

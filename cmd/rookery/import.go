@@ -84,6 +84,7 @@ func (i *importer) run(name, source string) error {
 	if err != nil {
 		return err
 	}
+	source = strings.TrimPrefix(source, "tar:") // as export has it
 	ctx, config := i.cmd.Context(), store.Config{Architecture: i.arch}
 	if !registry.IsSource(source) {
 		abs, err := filepath.Abs(source)

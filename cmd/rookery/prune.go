@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,11 +38,14 @@ when one of those named is needed.`,
 			if err != nil {
 				return err
 			}
+			all, err := images.List(ctx)
+			if err != nil {
+				return err
+			}
+			if err := refuseUnknown(all, names); err != nil {
+				return err
+			}
 			if !force {
-				all, err := images.List(ctx)
-				if err != nil {
-					return err
-				}
 				needed, err := neededBy(ctx, dir())
 				if err != nil {
 					return err
@@ -66,6 +70,22 @@ when one of those named is needed.`,
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also what is needed; nodes that need it will not install")
 	return cmd
+}
+
+// refuseUnknown says which of the names is no version's own.
+func refuseUnknown(all []store.Version, names []string) error {
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(v store.Version) bool { return v.Name == name || slices.Contains(v.Tags, name) })
+		switch {
+		case !strings.Contains(name, ":"):
+			return fmt.Errorf("remove %s: want NAME:TAG: nothing is removed", name)
+		case i < 0:
+			return fmt.Errorf("remove %s: %w: nothing is removed", name, store.ErrNotFound)
+		case all[i].Name != name:
+			return fmt.Errorf("remove %s: is a tag of %s: nothing is removed", name, all[i].Name)
+		}
+	}
+	return nil
 }
 
 // refuseNeeded says who needs one of the versions that are named.

@@ -182,7 +182,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"image", "tag", "debian12:1", "e:1"}, `tag e:1: a tag of debian12:1 has to begin with "debian12:"`},
 		{[]string{"image", "tag", "debian12:9", "debian12:x"}, `image "debian12:9": not found`},
 		{[]string{"image", "untag", "debian12:1"}, "untag debian12:1: is a version"},
-		{[]string{"image", "rm", "debian12"}, "remove debian12: not found"},
+		{[]string{"image", "rm", "debian12"}, "remove debian12: want NAME:TAG"},
 		{[]string{"image", "rm", "debian12:latest"}, "remove debian12:latest: is a tag of debian12:1"},
 		{[]string{"image", "prune", "--keep", "-1"}, "--keep: -1, want at least 0"},
 		{[]string{"image", "prune", "--older-than", "5"}, `--older-than: "5": want an age such as 90d or 12h`},

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -90,6 +91,8 @@ func (b *backend) Names(ctx context.Context) ([]store.Name, error) {
 		if err != nil {
 			return nil, err
 		}
+		// Versions that were made in one second come in the order of their numbers.
+		slices.SortFunc(list, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
 		for _, t := range list {
 			tags = append(tags, r.Tag(t))
 			names = append(names, store.Name{Name: repo + ":" + t})

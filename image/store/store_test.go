@@ -429,3 +429,12 @@ func FuzzParseManifest(f *testing.F) {
 		}
 	})
 }
+
+// An image has /etc/shadow in it.
+func TestNobodyElseGetsIn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "images")
+	open(t, dir)
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Fatalf("%v, %v; want mode 0700", info.Mode(), err)
+	}
+}
