@@ -27,7 +27,7 @@ func imageImport(dir func() stateDir) *cobra.Command {
 		Long: `Make a version of a directory, a tarball or a container image. SOURCE is
 
   DIR                        a directory that holds a root filesystem
-  FILE                       a tarball: plain, .gz, .xz or .zst
+  FILE                       a tarball: plain, .gz, .xz or .zst; also tar:FILE
   oci:DIR[:REF]              an image in an OCI layout
   oci-archive:FILE[:REF]     the same in a tar file
   docker-archive:FILE[:REF]  what docker save and podman save write
