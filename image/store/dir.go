@@ -68,11 +68,11 @@ func (d directory) init() error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// oci-layout comes last: without it the store is made again.
 	// What is in an image, such as /etc/shadow, is not for everybody.
 	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return err
 	}
+	// oci-layout comes last: without it the store is made again.
 	if err := os.MkdirAll(d.blobs(), 0o755); err != nil {
 		return err
 	}
