@@ -106,3 +106,10 @@ func index(t *testing.T, tree *imagetest.Tree) ([]byte, *image.Index) {
 	}
 	return b, x
 }
+
+// The view of one layer is without its whiteouts too: there is nothing below.
+func TestFlattenOne(t *testing.T) {
+	if got := stacked(t, imagetest.New().File("a", []byte("a")).Whiteout("b")); got != "a" {
+		t.Errorf("got %s, want a", got)
+	}
+}
