@@ -30,9 +30,9 @@ type Pieces struct {
 	more      chan struct{} // closed and replaced when order grows or less is wanted
 	bytes     int64         // verified
 	arrived   int64         // received, verified or not
-	server    int64
-	peers     int64
+	brought   [origins]int64
 	uploaded  int64
+	copies    func() []int32
 }
 
 // NewPieces is a layer of which nothing is there yet. Piece n is kept in store
@@ -94,11 +94,7 @@ func (p *Pieces) Put(n int, b []byte, from Origin) error {
 	if !p.complete(n) {
 		return nil // somebody else wrote the same bytes meanwhile
 	}
-	if from == FromServer {
-		p.server += int64(len(b))
-	} else {
-		p.peers += int64(len(b))
-	}
+	p.brought[from] += int64(len(b))
 	return nil
 }
 
@@ -160,7 +156,34 @@ func (p *Pieces) Done() <-chan struct{} { return p.done }
 func (p *Pieces) Transfer() (done, fromServer, fromPeers, uploaded int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.bytes, p.server, p.peers, p.uploaded
+	return p.bytes, p.brought[FromServer] + p.brought[FromHTTP], p.brought[FromPeer], p.uploaded
+}
+
+// Brought is how many verified bytes came from there.
+func (p *Pieces) Brought(from Origin) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.brought[from]
+}
+
+// SetCopies lets a swarm say how many of its connections have each piece; nil
+// takes that back. copies may lock what is locked around calls of p: it is
+// called without p's own lock.
+func (p *Pieces) SetCopies(copies func() []int32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.copies = copies
+}
+
+// Copies is how many peers have each piece, or nil where there is no swarm.
+func (p *Pieces) Copies() []int32 {
+	p.mu.Lock()
+	copies := p.copies
+	p.mu.Unlock()
+	if copies == nil {
+		return nil
+	}
+	return copies()
 }
 
 // Received adds n bytes that came in but are not a whole piece yet: a sign of

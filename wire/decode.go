@@ -105,7 +105,7 @@ func (e Event) check() error {
 		return fmt.Errorf("phase: %.80q is not a phase", string(e.Phase))
 	}
 	switch e.State {
-	case Started, Progress, Finished, Failed, Log:
+	case Started, Progress, Finished, Failed, Log, Switched:
 	default:
 		return fmt.Errorf("state: %.80q is not a state", string(e.State))
 	}

@@ -152,13 +152,15 @@ const (
 // A State is how far a phase is.
 type State string
 
-// The states of a phase. A Log event only carries a line for the log.
+// The states of a phase. A Log event only carries a line for the log; a
+// Switched one says how the phase goes on from now on, and why.
 const (
 	Started  State = "started"
 	Progress State = "progress"
 	Finished State = "finished"
 	Failed   State = "failed"
 	Log      State = "log"
+	Switched State = "switched"
 )
 
 // An Event is one thing that happened on a node.

@@ -16,10 +16,12 @@ import (
 
 // A Site is the network of a Rookery server at Base ("http://192.0.2.1:80").
 type Site struct {
-	Base   string
-	Client *http.Client
-	Peer   *swarm.Peer                   // runs; nil: this node takes no part in swarms
-	Moved  func(transport.Source, error) // told of each source that is given up, and why
+	Base     string
+	Client   *http.Client
+	Peer     *swarm.Peer        // runs; nil: this node takes no part in swarms
+	Mirrors  []string           // URLs of layers without their digest, besides the server's own
+	Download *transport.Limiter // of what comes by HTTP
+	Switched func(text string)  // told how layers come from now on, and why; may be nil
 }
 
 // getFor is for the whole of a file, which has a few MiB at the most: a server
@@ -30,7 +32,7 @@ const getFor = time.Minute
 func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, getFor)
 	defer cancel()
-	url := strings.TrimSuffix(s.Base, "/") + path
+	url := s.url(path)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -55,26 +57,40 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 
 // Join takes the script's transports in their order.
 func (s *Site) Join(p *transport.Pieces, transports []string) (transport.Source, Swarm, error) {
-	var sources []transport.Source
+	tell := func(text string) {
+		if s.Switched != nil {
+			s.Switched(fmt.Sprintf("%s (layer %.12s)", text, p.Info().Layer.Hex()))
+		}
+	}
+	policy := &transport.Policy{Switched: tell}
 	var member Swarm
 	for _, name := range transports {
 		switch {
 		case name == "http":
-			sources = append(sources, bulk.New(s.Base, s.Client))
+			policy.Steps = append(policy.Steps, transport.Step{
+				Name: name, From: []transport.Origin{transport.FromHTTP},
+				Source: &bulk.Source{
+					URLs: append([]string{s.url(wire.PathLayers)}, s.Mirrors...), Client: s.Client, Limit: s.Download,
+					Moved: func(err error) { tell(fmt.Sprintf("http goes on elsewhere: %v", err)) },
+				},
+			})
 		case name == "bittorrent" && s.Peer != nil:
-			options := swarm.Options{Trackers: []string{strings.TrimSuffix(s.Base, "/") + wire.PathAnnounce}}
+			options := swarm.Options{Trackers: []string{s.url(wire.PathAnnounce)}}
 			torrent := s.Peer.Add(p, options)
 			member = joined{torrent, s.Peer}
-			sources = append(sources, swarm.Source(s.Peer, options))
+			policy.Steps = append(policy.Steps, transport.Step{
+				Name: name, From: []transport.Origin{transport.FromServer, transport.FromPeer},
+				Source: swarm.Source(s.Peer, options),
+			})
 		}
 	}
-	if len(sources) == 0 {
+	if len(policy.Steps) == 0 {
 		return nil, nil, fmt.Errorf("none of the transports %s can be used here", strings.Join(transports, ", "))
 	}
-	first := transport.FirstOf(sources...)
-	first.Moved = s.Moved
-	return first, member, nil
+	return policy, member, nil
 }
+
+func (s *Site) url(path string) string { return strings.TrimSuffix(s.Base, "/") + path }
 
 // joined is a swarm that can be left.
 type joined struct {

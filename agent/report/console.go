@@ -125,7 +125,7 @@ func Line(e wire.Event) string {
 		return b.String()
 	case e.State == wire.Failed:
 		b.WriteString(": FAILED")
-	case e.State != wire.Progress:
+	case e.State != wire.Progress && e.State != wire.Switched:
 		b.WriteString(": " + string(e.State))
 	}
 	if e.Took > 0 {

@@ -79,11 +79,16 @@ func (r *Reporter) Finish(phase wire.Phase, text string, t *wire.Transfer, err e
 }
 
 // Log adds a line to the log.
-func (r *Reporter) Log(line string) {
+func (r *Reporter) Log(line string) { r.say(wire.Log, line) }
+
+// Switch says how the phase that runs goes on, and why.
+func (r *Reporter) Switch(text string) { r.say(wire.Switched, text) }
+
+func (r *Reporter) say(state wire.State, text string) {
 	r.mu.Lock()
 	phase := r.phase
 	r.mu.Unlock()
-	r.add(wire.Event{Phase: phase, State: wire.Log, Text: line})
+	r.add(wire.Event{Phase: phase, State: state, Text: text})
 }
 
 func (r *Reporter) add(e wire.Event) {

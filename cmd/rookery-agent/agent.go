@@ -16,7 +16,6 @@ import (
 	"rookery/agent/install"
 	"rookery/agent/report"
 	"rookery/image"
-	"rookery/transport"
 	"rookery/transport/swarm"
 	"rookery/wire"
 )
@@ -175,9 +174,7 @@ func (a *agent) install(ctx context.Context, script wire.Script, send func(conte
 	if a.end != "" {
 		script.Ending, script.OnFailure = a.end, a.end
 	}
-	site := &install.Site{Base: a.http, Client: filesClient(), Moved: func(src transport.Source, err error) {
-		a.log.Warn("fetch: next source", "err", err)
-	}}
+	site := &install.Site{Base: a.http, Client: filesClient(), Switched: a.report.Switch}
 	peerCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var peer sync.WaitGroup
 	defer peer.Wait()

@@ -173,6 +173,9 @@ func describe(w io.Writer, v fleet.View) {
 	for _, p := range v.Phases {
 		row("phase", "%s %s %.1f s", p.Phase, p.State, p.Seconds)
 	}
+	for _, turn := range v.Turns {
+		row("turn", "%s %s: %s", turn.Time.Local().Format(time.TimeOnly), turn.Phase, printable(turn.Text))
+	}
 	if f := v.Fetch; f != nil {
 		row("fetched", "%s of %s: %s from the server, %s from other nodes", size(f.Done), size(f.Total), size(f.FromServer), size(f.FromPeers))
 	}

@@ -25,6 +25,7 @@ type Status struct {
 
 	Phases []Phase        `json:"phases,omitempty"` // of that start, in the order they began
 	Text   string         `json:"text,omitempty"`   // what it is doing
+	Turns  []Turn         `json:"turns,omitempty"`  // the latest, oldest first
 	Fetch  *wire.Transfer `json:"fetch,omitempty"`
 	Error  *Failure       `json:"error,omitempty"` // the latest, until an installation succeeds
 
@@ -42,6 +43,13 @@ type Phase struct {
 	Seconds float64    `json:"seconds"` // as the agent measured it, once it is over
 }
 
+// A Turn is how a phase went on from then on, and why.
+type Turn struct {
+	Phase wire.Phase `json:"phase"`
+	Time  time.Time  `json:"time"`
+	Text  string     `json:"text"`
+}
+
 // A Failure is why an installation did not go on.
 type Failure struct {
 	Step  wire.Phase `json:"step"`
@@ -56,8 +64,11 @@ type Boot struct {
 	Time time.Time `json:"time"`
 }
 
-// maxBoots bounds how many starts of its agent a node's status remembers.
-const maxBoots = 16
+// Bounds of what a node's status remembers.
+const (
+	maxBoots = 16 // starts of its agent
+	maxTurns = 8
+)
 
 // request asks for a new installation, or that there be none.
 func (s Status) request(do wire.Do, id string) Status {
@@ -75,7 +86,7 @@ func (s Status) hello(h wire.Hello, now time.Time) Status {
 		return s
 	}
 	s.Boot, s.Script, s.Seq = h.Boot, "", 0
-	s.Phases, s.Text, s.Fetch = nil, "", nil
+	s.Phases, s.Text, s.Fetch, s.Turns = nil, "", nil, nil
 	s.Boots = append(slices.Clone(s.Boots), Boot{h.Boot, now})
 	s.Boots = s.Boots[max(0, len(s.Boots)-maxBoots):]
 	return s
@@ -94,7 +105,12 @@ func (s Status) event(e wire.Event, now time.Time) (Status, bool) {
 		return s, false
 	}
 	s.Seq, s.Seen = e.Seq, now
-	if e.State == wire.Log {
+	switch e.State {
+	case wire.Log:
+		return s, true
+	case wire.Switched:
+		s.Turns = append(slices.Clone(s.Turns), Turn{e.Phase, now, e.Text})
+		s.Turns = s.Turns[max(0, len(s.Turns)-maxTurns):]
 		return s, true
 	}
 	if e.Fetch != nil {

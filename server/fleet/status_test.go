@@ -110,6 +110,19 @@ func TestStatusEvent(t *testing.T) {
 	}
 }
 
+func TestTurns(t *testing.T) {
+	s := running()
+	for seq := 1; seq <= maxTurns+3; seq++ {
+		s, _ = s.event(event(bootA, seq, wire.PhaseFetch, wire.Switched), noon)
+	}
+	if len(s.Phases) != 0 || len(s.Turns) != maxTurns || s.Turns[0] != (Turn{wire.PhaseFetch, noon, "text 4"}) {
+		t.Errorf("%d phases and the turns %+v, want the last %d", len(s.Phases), s.Turns, maxTurns)
+	}
+	if s = s.hello(wire.Hello{Boot: bootB}, noon); len(s.Turns) != 0 {
+		t.Errorf("turns of an earlier start: %+v", s.Turns)
+	}
+}
+
 func TestHelloStartsTheStoryAnew(t *testing.T) {
 	s, _ := running().event(event(bootA, 5, wire.PhaseFetch, wire.Started), noon)
 	if again := s.hello(wire.Hello{Boot: bootA}, noon); again.Seq != 5 || len(again.Phases) != 1 || len(again.Boots) != 1 {

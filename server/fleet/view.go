@@ -29,6 +29,7 @@ type View struct {
 	Text    string         `json:"text,omitempty"`
 	Percent float64        `json:"percent"` // of the image's bytes
 	Phases  []Phase        `json:"phases,omitempty"`
+	Turns   []Turn         `json:"turns,omitempty"` // how phases went on, and why
 	Fetch   *wire.Transfer `json:"fetch,omitempty"`
 	Error   *Failure       `json:"error,omitempty"`
 
@@ -42,7 +43,7 @@ type View struct {
 func view(n Node, s Status) View {
 	v := View{
 		Name: n.Name, Record: &n, Next: s.Next, ID: s.ID, Image: s.Image.Image, Address: n.Address,
-		Text: s.Text, Phases: s.Phases, Fetch: s.Fetch, Error: s.Error,
+		Text: s.Text, Phases: s.Phases, Turns: s.Turns, Fetch: s.Fetch, Error: s.Error,
 		Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
 	}
 	if len(n.MACs) > 0 {

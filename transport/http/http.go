@@ -1,38 +1,52 @@
-// Package http fills in the pieces of a layer by HTTP ranges from a server.
+// Package http fills in the pieces of a layer by HTTP ranges: from Rookery
+// servers, OCI registries, and whoever else has the file.
 package http
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"io"
+	"math/rand/v2"
 	"net/http"
-	"strings"
+	neturl "net/url"
 	"time"
 
 	"rookery/transport"
-	"rookery/wire"
 )
 
-// maxRun is how much one request asks for: long enough that the round trip
-// does not count, short enough to leave work for other sources.
-const maxRun = 16 << 20
+const (
+	// aloneRun is how much one request asks for when nobody else brings pieces:
+	// long enough that the round trip does not count.
+	aloneRun = 16 << 20
+	// besideRun is the same beside a swarm. There it is short: what others
+	// have meanwhile is not to be asked of a server.
+	besideRun = 2 << 20
+	// portion is read at a time, so that a limit is shared fairly.
+	portion = 64 << 10
+)
 
-type source struct {
-	base   string
-	client *http.Client
+var errSilent = errors.New("no byte")
+
+// A Source asks one of several URLs at a time, and the next when that one fails
+// or falls silent. It begins with any of them, so that many nodes share them.
+type Source struct {
+	// URLs are of the layer without its digest: "http://192.0.2.1/layers/" of
+	// a Rookery server, "http://192.0.2.2:5000/v2/NAME/blobs/" of a registry.
+	URLs   []string
+	Client *http.Client // without a timeout for the whole
+	Limit  *transport.Limiter
+	Silent time.Duration // without a byte: a URL has failed (0: 15 s)
+	Moved  func(error)   // told why a URL was left for the next; may be nil
 }
 
-// New is the source at baseURL ("http://10.0.0.1:80"). Any error of the server
-// or the connection ends its Fetch; what has arrived by then is kept. A client
-// without a timeout is right: transport.FirstOf notices silence.
-func New(baseURL string, client *http.Client) transport.Source {
-	return &source{base: strings.TrimRight(baseURL, "/"), client: client}
-}
+func (s *Source) String() string { return "http" }
 
-func (s *source) String() string { return "http" }
-
-func (s *source) Fetch(ctx context.Context, p *transport.Pieces) error {
-	for {
+// Fetch fails when all URLs did, one after the other. What has arrived by then
+// is kept.
+func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
+	var errs []error
+	for at := rand.IntN(len(s.URLs)); ; {
 		select {
 		case <-p.Done():
 			return nil
@@ -55,23 +69,47 @@ func (s *source) Fetch(ctx context.Context, p *transport.Pieces) error {
 			timer.Stop()
 			continue
 		}
-		if err := s.run(ctx, p, first, end); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		before := p.Brought(transport.FromHTTP)
+		err := s.run(ctx, s.URLs[at]+string(p.Info().Layer), p, first, end)
+		if p.Brought(transport.FromHTTP) > before {
+			errs = nil
+		}
+		switch {
+		case err == nil:
+			continue
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, transport.ErrStorage):
 			return err
+		}
+		at = (at + 1) % len(s.URLs)
+		if errs = append(errs, err); len(errs) >= len(s.URLs) {
+			return errors.Join(errs...)
+		}
+		if s.Moved != nil {
+			s.Moved(err)
 		}
 	}
 }
 
-// claim takes the pieces [first, end), which follow each other.
+// claim takes the pieces [first, end), which follow each other. Beside a swarm
+// they are of those that the fewest peers have, at a place that other nodes
+// hardly choose, too.
 func claim(p *transport.Pieces) (first, end int) {
-	first, ok := p.Claim(func(n int) (int64, bool) { return int64(n), true })
+	copies := p.Copies()
+	rank, run := func(n int) (int64, bool) { return int64(n), true }, aloneRun
+	if copies != nil {
+		rank, run = func(n int) (int64, bool) { return int64(copies[n])<<32 | int64(rand.Uint32()), true }, besideRun
+	}
+	first, ok := p.Claim(rank)
 	if !ok {
 		return 0, 0
 	}
-	limit := first + int(max(1, maxRun/p.Info().PieceLength))
+	limit := min(first+max(1, run/int(p.Info().PieceLength)), len(p.Info().Hashes))
 	for end = first + 1; end < limit; end++ {
+		if copies != nil && copies[end] > copies[first] {
+			break
+		}
 		if _, ok := p.Claim(func(n int) (int64, bool) { return 0, n == end }); !ok {
 			break
 		}
@@ -80,50 +118,65 @@ func claim(p *transport.Pieces) (first, end int) {
 }
 
 // run fetches the claimed pieces [first, end) with one request.
-func (s *source) run(ctx context.Context, p *transport.Pieces, first, end int) error {
+func (s *Source) run(ctx context.Context, url string, p *transport.Pieces, first, end int) (err error) {
 	defer func() {
 		for ; first < end; first++ {
 			p.Release(first)
 		}
 	}()
+	silent := cmp.Or(s.Silent, 15*time.Second)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(silent, func() { cancel(errSilent) })
+	defer timer.Stop()
+	defer func() {
+		if err != nil && context.Cause(ctx) == errSilent {
+			err = fmt.Errorf("%s: %w for %s", url, errSilent, silent)
+		}
+	}()
 	info := p.Info()
 	from := int64(first) * info.PieceLength
 	to := min(int64(end)*info.PieceLength, info.Length) - 1
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.base+wire.PathLayers+string(info.Layer), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to))
-	resp, err := s.client.Do(req)
+	resp, err := s.Client.Do(req)
 	if err != nil {
-		return err
+		if e := (*neturl.Error)(nil); errors.As(err, &e) {
+			err = e.Err // where it was sent last, which may be a path alone
+		}
+		return fmt.Errorf("%s: %w", url, err)
 	}
 	defer resp.Body.Close()
 	want := fmt.Sprintf("bytes %d-%d/%d", from, to, info.Length)
-	if got := resp.Header.Get("Content-Range"); resp.StatusCode != http.StatusPartialContent || got != want {
-		return fmt.Errorf("%s: %s, range %.80q, want %q", req.URL, resp.Status, got, want)
+	switch got := resp.Header.Get("Content-Range"); {
+	case resp.StatusCode == http.StatusOK:
+		return fmt.Errorf("%s: gives the whole file when asked for a range", url)
+	case resp.StatusCode != http.StatusPartialContent:
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	case got != want:
+		return fmt.Errorf("%s: range %.80q, want %q", url, got, want)
 	}
 	buf := make([]byte, info.PieceLength)
 	for ; first < end; first++ {
 		piece := buf[:info.PieceSize(first)]
-		if _, err := io.ReadFull(counted{resp.Body, p}, piece); err != nil {
-			return fmt.Errorf("%s: piece %d: %w", req.URL, first, err)
+		for done := 0; done < len(piece); {
+			timer.Reset(silent)
+			n, err := resp.Body.Read(piece[done:min(done+portion, len(piece))])
+			timer.Stop()
+			p.Received(n) // so that a slow piece does not look like silence
+			if done += n; err != nil && done < len(piece) {
+				return fmt.Errorf("%s: piece %d: %d of %d bytes: %w", url, first, done, len(piece), err)
+			}
+			if err := s.Limit.Wait(ctx, n); err != nil {
+				return err
+			}
 		}
-		if err := p.Put(first, piece, transport.FromServer); err != nil {
-			return fmt.Errorf("%s: %w", req.URL, err)
+		if err := p.Put(first, piece, transport.FromHTTP); err != nil {
+			return fmt.Errorf("%s: %w", url, err)
 		}
 	}
 	return nil
-}
-
-// counted tells p of every byte, so that a slow piece does not look like silence.
-type counted struct {
-	r io.Reader
-	p *transport.Pieces
-}
-
-func (c counted) Read(b []byte) (int, error) {
-	n, err := c.r.Read(b)
-	c.p.Received(n)
-	return n, err
 }
