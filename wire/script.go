@@ -9,10 +9,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
 	"unicode"
+
+	"rookery/disklayout"
 )
 
 // scriptVersion is the one version of a Script that this package understands.
@@ -136,6 +139,20 @@ func (s Script) Check() error {
 			return fmt.Errorf("transports: %.80q is not one of %s", t, strings.Join(Transports, ", "))
 		}
 	}
+	if len(s.Mirrors) > maxMirrors {
+		return fmt.Errorf("mirrors: %d, want at most %d", len(s.Mirrors), maxMirrors)
+	}
+	for _, m := range s.Mirrors {
+		if err := checkMirror(m); err != nil {
+			return fmt.Errorf("mirrors: %w", err)
+		}
+	}
+	if err := checkRate(s.Upload); err != nil {
+		return fmt.Errorf("uploadLimit: %w", err)
+	}
+	if err := checkRate(s.Download); err != nil {
+		return fmt.Errorf("downloadLimit: %w", err)
+	}
 	if err := s.Layout.Check(); err != nil {
 		return fmt.Errorf("layout: %w", err)
 	}
@@ -152,6 +169,42 @@ func (s Script) Check() error {
 		return fmt.Errorf("onFailure: %w", err)
 	}
 	return nil
+}
+
+const (
+	maxMirrors = 16
+	minRate    = 16 << 10 // a second: a block of a piece
+)
+
+// checkMirror says why no layer is found by adding its digest to url. The
+// agent has no certificates but the site's own, so it is plain HTTP.
+func checkMirror(mirror string) error {
+	u, err := url.Parse(mirror)
+	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.User != nil || !strings.HasSuffix(u.Path, "/") || u.String() != mirror ||
+		strings.ContainsAny(mirror, "?#") {
+		return fmt.Errorf("%.80q is not the URL of layers without their digest, such as http://192.0.2.2:5000/v2/NAME/blobs/", mirror)
+	}
+	return nil
+}
+
+func checkRate(rate int64) error {
+	if rate != 0 && rate < minRate {
+		return fmt.Errorf("%d bytes a second, want 0 or at least %d", rate, minRate)
+	}
+	return nil
+}
+
+// ParseRate reads a limit in bytes a second: "10MB", "512KiB", or "none", which
+// is 0, as "" is.
+func ParseRate(s string) (int64, error) {
+	if s == "" || s == "none" {
+		return 0, nil
+	}
+	size, err := disklayout.ParseSize(s)
+	if err != nil || size.Bytes == 0 {
+		return 0, fmt.Errorf("%.40q is not a rate: want bytes a second, such as 10MB or 512KiB, or none", s)
+	}
+	return size.Bytes, checkRate(size.Bytes)
 }
 
 // maxSeedFor bounds how long a finished node may hold up its own start: a day.

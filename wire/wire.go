@@ -87,7 +87,10 @@ type Script struct {
 	ID         string            `json:"id"`      // of this installation; also the seed of the plan's UUIDs
 	Node       string            `json:"node"`
 	Image      Image             `json:"image"`
-	Transports []string          `json:"transports"` // "bittorrent", "http": in order
+	Transports []string          `json:"transports"`            // "bittorrent", "http": in order
+	Mirrors    []string          `json:"mirrors,omitempty"`     // URLs of layers without their digest, besides the server's own
+	Upload     int64             `json:"uploadLimit,omitempty"` // bytes a second; 0 is no limit
+	Download   int64             `json:"downloadLimit,omitempty"`
 	Layout     disklayout.Layout `json:"layout"`
 	Identity   Identity          `json:"identity"`
 	SeedFor    int               `json:"seedFor"`   // seconds to linger at the most

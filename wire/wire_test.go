@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +18,9 @@ func testScript() Script {
 		Version: 1, ID: strings.Repeat("0a", 16), Node: "n1",
 		Image:      Image{Name: "debian12:1", Manifest: DigestOf([]byte("manifest"))},
 		Transports: []string{"bittorrent", "http"},
-		Layout:     disklayout.Default(),
+		Mirrors:    []string{"http://10.7.0.2/layers/", "http://[fd00::1]:5000/v2/site/image/blobs/"},
+		Upload:     10e6, Download: 16 << 10,
+		Layout: disklayout.Default(),
 		Identity: Identity{
 			Hostname: "n1", Domain: "lab.example", MachineID: strings.Repeat("1b", 16),
 			Network:        []Network{{MAC: "52:54:00:00:00:01", Address: "10.7.0.11/24", Gateway: "10.7.0.1"}},
@@ -106,6 +109,17 @@ func TestScriptCheckNamesTheKey(t *testing.T) {
 		{"identity.kernelArgs", func(s *Script) { s.Identity.KernelArgs = "quiet\ninit=/bin/sh" }},
 		{"identity.kernelArgs", func(s *Script) { s.Identity.KernelArgs = "quiet; reboot" }},
 		{"identity.serial", func(s *Script) { s.Identity.Serial = "ttyS0 quiet" }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"http://h/layers"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"http:///layers/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"https://h/layers/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"http://me:secret@h/layers/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"http://h/?layer=/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"http://h/#/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"http://h/lay ers/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = []string{"/layers/"} }},
+		{"mirrors", func(s *Script) { s.Mirrors = slices.Repeat([]string{"http://h/layers/"}, 17) }},
+		{"uploadLimit", func(s *Script) { s.Upload = -1 }},
+		{"downloadLimit", func(s *Script) { s.Download = 1000 }},
 		{"seedFor", func(s *Script) { s.SeedFor = -1 }},
 		{"ending", func(s *Script) { s.Ending = "explode" }},
 		{"onFailure", func(s *Script) { s.OnFailure = "" }},
@@ -238,4 +252,17 @@ func FuzzDecode(f *testing.F) {
 		DecodeEvents(b)
 		DecodeWelcome(b)
 	})
+}
+
+func TestParseRate(t *testing.T) {
+	for text, want := range map[string]int64{"": 0, "none": 0, "10MB": 10e6, "512 KiB": 512 << 10, "1GB": 1e9} {
+		if got, err := ParseRate(text); err != nil || got != want {
+			t.Errorf("ParseRate(%q) = %d, %v; want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"10", "10%", "*", "-1MB", "1kB", "0MB", "10Mbit", "10MB/s"} {
+		if got, err := ParseRate(text); err == nil {
+			t.Errorf("ParseRate(%q) = %d, want an error", text, got)
+		}
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"rookery/agent/install"
 	"rookery/agent/report"
 	"rookery/image"
+	"rookery/transport"
 	"rookery/transport/swarm"
 	"rookery/wire"
 )
@@ -30,8 +31,9 @@ type agent struct {
 	report  *report.Reporter
 	console *report.Console
 	log     *slog.Logger
-	memory  int64       // for pieces, before there is a disk
-	end     wire.Ending // "" as the script says
+	memory  int64          // for pieces, before there is a disk
+	end     wire.Ending    // "" as the script says
+	seedFor *time.Duration // nil as the script says
 	extract image.Options
 
 	inventory func() (wire.Inventory, error)
@@ -174,7 +176,11 @@ func (a *agent) install(ctx context.Context, script wire.Script, send func(conte
 	if a.end != "" {
 		script.Ending, script.OnFailure = a.end, a.end
 	}
-	site := &install.Site{Base: a.http, Client: filesClient(), Switched: a.report.Switch}
+	if a.seedFor != nil {
+		script.SeedFor = int(a.seedFor.Round(time.Second).Seconds())
+	}
+	download := transport.NewLimiter(script.Download)
+	site := &install.Site{Base: a.http, Client: filesClient(), Mirrors: script.Mirrors, Download: download, Switched: a.report.Switch}
 	peerCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var peer sync.WaitGroup
 	defer peer.Wait()

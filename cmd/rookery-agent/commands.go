@@ -31,6 +31,7 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 type common struct {
 	site, http, disk, root, end, listen, firmware string
 	noLoader                                      bool
+	seedFor                                       *time.Duration
 }
 
 func (c *common) flags(name string, stderr io.Writer) *flag.FlagSet {
@@ -43,6 +44,14 @@ func (c *common) flags(name string, stderr io.Writer) *flag.FlagSet {
 	fs.StringVar(&c.end, "end", "exit", "what to do afterwards, whatever the script says; a plain process can only `exit`")
 	fs.StringVar(&c.listen, "listen", ":6881", "`ADDRESS` to exchange pieces with other nodes at; \"\" takes no part in swarms")
 	fs.StringVar(&c.firmware, "firmware", "", "firmware to install for, `bios or uefi`; the default is this machine's")
+	fs.Func("seed-for", "serve other nodes for `DURATION` at the most, such as 90s, whatever the script says", func(s string) error {
+		d, err := time.ParseDuration(s)
+		if err == nil && d < 0 {
+			err = errors.New("want 0 or more")
+		}
+		c.seedFor = &d
+		return err
+	})
 	fs.BoolVar(&c.noLoader, "no-loader", false, "with --disk: install no boot loader")
 	return fs
 }
@@ -87,7 +96,7 @@ func (c *common) agent(stderr io.Writer) (*agent, func(), error) {
 	if firmware == "" {
 		firmware = host.Firmware(os.DirFS("/sys"))
 	}
-	a := &agent{boot: boot, site: site, report: rep, log: rep.Logger(), console: console, http: c.http, listen: c.listen, end: wire.Ending(c.end)}
+	a := &agent{boot: boot, site: site, report: rep, log: rep.Logger(), console: console, http: c.http, listen: c.listen, end: wire.Ending(c.end), seedFor: c.seedFor}
 	a.machine = func() install.Machine {
 		if c.disk == "" {
 			return install.Directory{Path: c.root, Log: a.log}

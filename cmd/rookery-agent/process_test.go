@@ -523,6 +523,8 @@ func TestUsage(t *testing.T) {
 		{"run --root x --http y --end reboot", 2, "can only exit"},
 		{"run --root x --http y --firmware coreboot", 2, "want bios or uefi"},
 		{"run --frob", 2, "frob"},
+		{"run --seed-for -1s", 2, "want 0 or more"},
+		{"run --seed-for soon", 2, "invalid duration"},
 		{"install --script a --root x --http y --site /nonexistent", 1, "/nonexistent: no such file"},
 		{"run --root x --http y --api z --disk /nonexistent", 1, "open /nonexistent: no such file"},
 		{"run --root x --http y --api z --disk /dev", 1, "/dev is neither an image file nor a disk"},

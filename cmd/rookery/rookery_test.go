@@ -214,6 +214,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"serve", "--interface", "lo", "--lease-time", "-5s"}, "serve: lease-time: -5s, want at least 1m0s"},
 		{[]string{"serve", "--interface", "lo", "--domain", "exa mple"}, `serve: domain: "exa mple"`},
 		{[]string{"serve", "--interface", "lo", "--kernel-args", "quiet || exit"}, `serve: kernel-args: "quiet || exit"`},
+		{[]string{"serve", "--interface", "lo", "--egress-limit", "90%"}, `serve: egress-limit: "90%" is not a rate`},
 		{[]string{"serve", "--interface", "lo", "--ipxe", empty}, "serve: boot program: stat " + empty},
 	} {
 		if out, err := run(t, state, tt.args...); err == nil || !strings.HasPrefix(err.Error(), tt.want) || out != "" {

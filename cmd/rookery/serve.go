@@ -27,6 +27,7 @@ import (
 	"rookery/server/site"
 	"rookery/server/store"
 	"rookery/server/tftpd"
+	"rookery/transport"
 	"rookery/transport/swarm"
 	"rookery/transport/tracker"
 	"rookery/wire"
@@ -40,6 +41,8 @@ type serveConfig struct {
 	off     []string
 
 	httpPort, httpsPort, swarmPort, tftpPort uint16
+
+	egress string // limit
 
 	ipxe  string
 	args  string
@@ -86,6 +89,7 @@ and stops no installation.`,
 	f.Uint16Var(&c.httpsPort, "https-port", 443, "agents' API")
 	f.Uint16Var(&c.swarmPort, "swarm-port", 6881, "seeder")
 	f.Uint16Var(&c.tftpPort, "tftp-port", 69, "boot programs for PXE")
+	f.StringVar(&c.egress, "egress-limit", "none", "what layers may take of the uplink in bytes a second, such as 100MB, by HTTP and swarm together")
 	f.StringVar(&c.ipxe, "ipxe", "/usr/lib/ipxe", "directory of iPXE's boot programs")
 	f.StringVar(&c.args, "kernel-args", netboot.DefaultArgs, "kernel arguments of the agent")
 	f.BoolVar(&c.debug, "debug", false, "log every request")
@@ -144,6 +148,11 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err := c.check(); err != nil {
 		return err
 	}
+	rate, err := wire.ParseRate(c.egress)
+	if err != nil {
+		return fmt.Errorf("serve: egress-limit: %w", err)
+	}
+	egress := transport.NewLimiter(rate)
 	own, err := ownAddress(c.iface, c.address)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
@@ -197,7 +206,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		return err
 	}
 	web := &httpd.Server{
-		Fleet: machines, Blobs: images.Blob, Boot: files,
+		Fleet: machines, Blobs: images.Blob, Egress: egress, Boot: files,
 		Tracker: tracker.New(seeder.Known), Site: where, Log: log,
 	}
 	publicRoutes, agentRoutes, adminRoutes := web.Routes()

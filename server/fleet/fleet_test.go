@@ -287,6 +287,9 @@ nameservers: [10.0.0.1, "fd00::1"]
 domain: example.org
 console: ttyS0,115200
 seedFor: 0
+mirrors: ["http://10.0.0.2:5000/v2/site/blobs/"]
+uploadLimit: 10MB
+downloadLimit: 1MiB
 ---
 kind: Layout
 name: small
@@ -300,6 +303,7 @@ macs: [52-54-00-00-00-01, 52:54:00:00:00:02]
 address: 10.0.0.7/24
 domain: lab.example.org
 ending: poweroff
+downloadLimit: none
 ---
 ---
 `)
@@ -310,6 +314,7 @@ ending: poweroff
 	id := script.Identity
 	if id.Domain != "lab.example.org" || len(id.Nameservers) != 2 || id.Serial != "ttyS0,115200" ||
 		len(script.Layout.Partitions) != 2 || script.SeedFor != 0 || script.Ending != wire.Poweroff ||
+		script.Upload != 10e6 || script.Download != 0 || strings.Join(script.Mirrors, " ") != "http://10.0.0.2:5000/v2/site/blobs/" ||
 		script.OnFailure != wire.Shell || strings.Join(script.Transports, " ") != "bittorrent http" {
 		t.Errorf("script is %+v", script)
 	}
@@ -467,6 +472,9 @@ layout: small
 		{"gateway elsewhere", node(mac, image, "address: 10.0.0.7/24", "gateway: 10.0.1.1"), "f.yaml:6: node n1: gateway: 10.0.1.1 is not another machine of 10.0.0.0/24"},
 		{"bad domain", node(mac, image, "domain: exa mple"), `f.yaml:5: node n1: domain: "exa mple": want letters a-z, digits and hyphens`},
 		{"bad transport", node(mac, image, "transports: [pigeon]"), `f.yaml:5: node n1: transports: "pigeon" is not one of bittorrent, http`},
+		{"bad mirror", node(mac, image, "mirrors: ['http://10.0.0.2/layers/', 'https://10.0.0.2/layers/']"), `f.yaml:5: node n1: mirrors: "https://10.0.0.2/layers/" is not the URL of layers without their digest, such as http://192.0.2.2:5000/v2/NAME/blobs/`},
+		{"limit that is a share", node(mac, image, "uploadLimit: 10%"), `f.yaml:5: node n1: uploadLimit: "10%" is not a rate: want bytes a second, such as 10MB or 512KiB, or none`},
+		{"limit that nothing passes", node(mac, image, "downloadLimit: 1kB"), `f.yaml:5: node n1: downloadLimit: 1000 bytes a second, want 0 or at least 16384`},
 		{"bad ending", node(mac, image, "ending: kexec"), `f.yaml:5: node n1: ending: "kexec" is not one of reboot, poweroff, shell, exit`},
 		{"bad boot", node(mac, image, "boot: usb"), `f.yaml:5: node n1: boot: "usb" is neither install nor local`},
 		{"bad console", node(mac, image, "console: ttyS0 115200"), `f.yaml:5: node n1: console: "ttyS0 115200" is not a console such as ttyS0,115200`},

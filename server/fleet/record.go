@@ -49,6 +49,9 @@ type Settings struct {
 	KernelArgs     string      `json:"kernelArgs,omitempty" yaml:"kernelArgs,omitempty"`
 	Console        string      `json:"console,omitempty" yaml:"console,omitempty"` // serial, "ttyS0,115200"
 	Transports     []string    `json:"transports,omitempty" yaml:"transports,omitempty"`
+	Mirrors        []string    `json:"mirrors,omitempty" yaml:"mirrors,omitempty"`         // "http://192.0.2.2:5000/v2/NAME/blobs/"
+	UploadLimit    string      `json:"uploadLimit,omitempty" yaml:"uploadLimit,omitempty"` // "10MB" a second, "none"
+	DownloadLimit  string      `json:"downloadLimit,omitempty" yaml:"downloadLimit,omitempty"`
 	SeedFor        *int        `json:"seedFor,omitempty" yaml:"seedFor,omitempty"` // seconds
 	Ending         wire.Ending `json:"ending,omitempty" yaml:"ending,omitempty"`
 	OnFailure      wire.Ending `json:"onFailure,omitempty" yaml:"onFailure,omitempty"`
@@ -75,6 +78,9 @@ func (s Settings) over(d Settings) Settings {
 	word(&s.KernelArgs, d.KernelArgs)
 	word(&s.Console, d.Console)
 	list(&s.Transports, d.Transports)
+	list(&s.Mirrors, d.Mirrors)
+	word(&s.UploadLimit, d.UploadLimit)
+	word(&s.DownloadLimit, d.DownloadLimit)
 	if s.SeedFor == nil {
 		s.SeedFor = d.SeedFor
 	}
@@ -86,7 +92,7 @@ func (s Settings) over(d Settings) Settings {
 // program is what nobody needs to say.
 var program = Settings{
 	Transports: []string{"bittorrent", "http"},
-	SeedFor:    new(300),
+	SeedFor:    new(60),
 	Ending:     wire.Reboot,
 	OnFailure:  wire.Shell,
 }
@@ -171,6 +177,7 @@ func (n Node) clone() Node {
 	n.Nameservers = slices.Clone(n.Nameservers)
 	n.AuthorizedKeys = slices.Clone(n.AuthorizedKeys)
 	n.Transports = slices.Clone(n.Transports)
+	n.Mirrors = slices.Clone(n.Mirrors)
 	if n.SeedFor != nil {
 		n.SeedFor = new(*n.SeedFor)
 	}
@@ -249,6 +256,11 @@ func (s Settings) check() error {
 	if s.Gateway != "" {
 		if _, err := netip.ParseAddr(s.Gateway); err != nil {
 			return bad("gateway", "%.80q is not an IP address", s.Gateway)
+		}
+	}
+	for _, limit := range []struct{ key, rate string }{{"uploadLimit", s.UploadLimit}, {"downloadLimit", s.DownloadLimit}} {
+		if _, err := wire.ParseRate(limit.rate); err != nil {
+			return &keyError{limit.key, err}
 		}
 	}
 	probe := render(Node{Name: "x", Settings: s.over(program)}, disklayout.Default(),

@@ -10,14 +10,19 @@ import (
 	"rookery/wire"
 )
 
-// render is the install script of a node whose settings are complete.
+// render is the install script of a node whose settings are complete and right.
 func render(n Node, l disklayout.Layout, s Status, image wire.Image) wire.Script {
+	upload, _ := wire.ParseRate(n.UploadLimit)
+	download, _ := wire.ParseRate(n.DownloadLimit)
 	return wire.Script{
 		Version:    1,
 		ID:         s.ID,
 		Node:       n.Name,
 		Image:      image,
 		Transports: n.Transports,
+		Mirrors:    n.Mirrors,
+		Upload:     upload,
+		Download:   download,
 		Layout:     l,
 		Identity: wire.Identity{
 			Hostname:       n.Name,

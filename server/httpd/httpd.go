@@ -17,6 +17,7 @@ import (
 	"rookery/boot/netboot"
 	images "rookery/image/store"
 	"rookery/server/fleet"
+	"rookery/transport"
 	"rookery/wire"
 )
 
@@ -24,6 +25,7 @@ import (
 type Server struct {
 	Fleet   *fleet.Fleet
 	Blobs   func(context.Context, wire.Digest) (images.Blob, error) // the image store's
+	Egress  *transport.Limiter                                      // of layers and what belongs to them; nil: no limit
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
 	Site    netboot.Site
@@ -155,7 +157,7 @@ func (s *Server) blob(contentType string) http.HandlerFunc {
 		if !seeks {
 			content = io.NewSectionReader(b, 0, b.Size())
 		}
-		http.ServeContent(w, r, "", time.Time{}, content)
+		http.ServeContent(&cappedWriter{w, r.Context(), s.Egress}, r, "", time.Time{}, content)
 	}
 }
 

@@ -16,8 +16,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"rookery/boot/netboot"
 	"rookery/disklayout"
@@ -25,6 +27,7 @@ import (
 	"rookery/server/fleet"
 	"rookery/server/httpd"
 	"rookery/server/store"
+	"rookery/transport"
 	"rookery/wire"
 )
 
@@ -177,6 +180,45 @@ func TestPublic(t *testing.T) {
 				t.Errorf("%s: length %d, want %d", tt.path, resp.ContentLength, len("kernel"))
 			}
 		})
+	}
+}
+
+// All who fetch layers share one limit, and get the right bytes.
+func TestEgressLimit(t *testing.T) {
+	s := newServer(t)
+	file := filepath.Join(t.TempDir(), "layer")
+	if err := os.WriteFile(file, layer, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.Blobs = func(context.Context, wire.Digest) (images.Blob, error) {
+		f, err := os.Open(file)
+		return blob{f}, err
+	}
+	s.Egress = transport.NewLimiter(8 << 20)
+	public, _, _ := s.Routes()
+	server := httptest.NewServer(public)
+	defer server.Close()
+	begin := time.Now()
+	var both sync.WaitGroup
+	for i := range 2 {
+		both.Go(func() {
+			req, _ := http.NewRequest("GET", server.URL+wire.PathLayers+string(wire.DigestOf(layer)), nil)
+			from := i<<20 + 7
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, from+1<<20-1))
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			if got, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(got, layer[from:from+1<<20]) {
+				t.Errorf("%s: %d bytes, %v; want the 1 MiB from %d", resp.Status, len(got), err, from)
+			}
+		})
+	}
+	both.Wait()
+	if took, least := time.Since(begin), 240*time.Millisecond; took < least { // 64 KiB are free
+		t.Errorf("2 MiB at 8 MiB/s took %s, want at least %s", took, least)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+
+	"rookery/transport"
 )
 
 // What a client can cost. Writing has no limit as a whole, since layers are
@@ -103,4 +105,41 @@ func (w *patientWriter) ReadFrom(r io.Reader) (total int64, err error) {
 		err = nil
 	}
 	return total, err
+}
+
+// A cappedWriter keeps to a limit that others share.
+type cappedWriter struct {
+	http.ResponseWriter
+	ctx   context.Context
+	limit *transport.Limiter
+}
+
+// portion is sent at a time where there is a limit.
+const portion = 64 << 10
+
+func (w *cappedWriter) Write(b []byte) (int, error) {
+	if err := w.limit.Wait(w.ctx, len(b)); err != nil {
+		return 0, err
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// ReadFrom is for files, which the kernel sends.
+func (w *cappedWriter) ReadFrom(r io.Reader) (total int64, err error) {
+	limited, ok := r.(*io.LimitedReader) // as http.ServeContent has it
+	if !ok || w.limit == nil {
+		return io.Copy(w.ResponseWriter, r)
+	}
+	for limited.N > 0 {
+		n := min(limited.N, portion)
+		if err := w.limit.Wait(w.ctx, int(n)); err != nil {
+			return total, err
+		}
+		n, err := io.CopyN(w.ResponseWriter, limited.R, n)
+		limited.N -= n
+		if total += n; err != nil {
+			return total, err
+		}
+	}
+	return total, nil
 }
