@@ -64,6 +64,16 @@ func (p *Pieces) AllDone() {
 	}
 }
 
+// Found says that the storage holds these pieces already, and that their hashes
+// are right.
+func (p *Pieces) Found(pieces ...int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range pieces {
+		p.complete(n)
+	}
+}
+
 // Put checks the bytes of piece n, keeps them and tells the watchers. It ends
 // the claim on n when it succeeds. The error is ErrBadPiece when the bytes are
 // wrong and ErrStorage when they cannot be kept. A piece that is there already

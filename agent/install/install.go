@@ -413,19 +413,37 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, t.FromServer, t.FromPeers), nil
 }
 
-// stage moves the pieces from memory into files on the new filesystem.
+// stage moves the pieces from memory into files on the filesystem, which have
+// the pieces that an installation before this one left there.
 func (r *run) stage() error {
 	dir := filepath.Join(r.root, StagingDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, file := range left { // of another version, maybe
+		if !slices.ContainsFunc(r.layers, func(l *layer) bool { return l.Digest.Hex() == file.Name() }) {
+			if err := os.RemoveAll(filepath.Join(dir, file.Name())); err != nil {
+				return err
+			}
+		}
+	}
 	for _, l := range r.layers {
-		f, err := os.OpenFile(filepath.Join(dir, l.Digest.Hex()), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		f, err := os.OpenFile(filepath.Join(dir, l.Digest.Hex()), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return err
 		}
+		info := l.pieces.Info()
+		kept := kept(f, info)
 		if err := l.spool.attach(f); err != nil {
 			return err
+		}
+		l.pieces.Found(kept...)
+		if len(kept) > 0 {
+			r.Log.Info("fetch: pieces were there already", "layer", l.at[0], "pieces", len(kept), "of", len(info.Hashes))
 		}
 	}
 	return nil

@@ -199,28 +199,61 @@ func dry(err error) func(wire.Digest, int) error {
 	}
 }
 
-// A node that lost power in the middle starts over, on the same disk.
+// A node that lost power in the middle starts over, on the same disk: with
+// what was verified, where that is still there.
 func TestPowerCycle(t *testing.T) {
 	images, version := installtest.Publish(t, t.TempDir())
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, images, version)
-		ctx, power := context.WithCancel(t.Context())
-		w.network.Pass = func(_ wire.Digest, piece int) error {
-			if piece == 5 {
-				power()
+	for _, keeps := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, images, version)
+			ctx, power := context.WithCancel(t.Context())
+			w.network.Pass = func(_ wire.Digest, piece int) error {
+				time.Sleep(time.Millisecond) // of the bubble: staging comes first
+				if piece == 5 {
+					power()
+				}
+				return ctx.Err()
 			}
-			return ctx.Err()
-		}
-		if _, err := w.in.Run(ctx); !errors.Is(err, context.Canceled) {
-			t.Fatalf("Run: %v", err)
-		}
-		again := newWorld(t, images, version)
-		again.machine.Root = w.machine.Root
-		if _, err := again.in.Run(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		again.installed(t)
-	})
+			if _, err := w.in.Run(ctx); !errors.Is(err, context.Canceled) {
+				t.Fatalf("Run: %v", err)
+			}
+			staging := filepath.Join(w.machine.Root, install.StagingDir)
+			spoil(t, filepath.Join(staging, version.Layers[0].Digest.Hex()), 20*64<<10)
+			if err := os.WriteFile(filepath.Join(staging, wire.DigestOf(nil).Hex()), []byte("of another version"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			again := newWorld(t, images, version)
+			again.machine.Root, again.machine.Keeps = w.machine.Root, keeps
+			again.network.Pass = func(wire.Digest, int) error { time.Sleep(time.Millisecond); return nil }
+			if _, err := again.in.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			again.installed(t)
+			least, most := version.Layers[0].Size, version.Layers[0].Size
+			if keeps { // pieces 0 to 5, the one that was spoilt, the index and what comes before the staging
+				least, most = 7*64<<10, 11*64<<10
+			}
+			if l := again.report.Last; l.FromPeers < least || l.FromPeers > most || l.Done != l.Total {
+				t.Errorf("disk kept: %v: fetched %d bytes, want %d to %d; %+v", keeps, l.FromPeers, least, most, l)
+			}
+		})
+	}
+}
+
+// spoil changes a byte of a file.
+func spoil(t *testing.T, name string, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, off)
+	b[0]++
+	if _, e := f.WriteAt(b, off); err != nil || e != nil {
+		t.Fatal(err, e)
+	}
 }
 
 // A small memory holds pieces back until there is a disk, and no longer.

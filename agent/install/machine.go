@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -176,7 +179,30 @@ func (d Directory) Plan(context.Context, wire.Script) (disklayout.Plan, Room, er
 	if st.Files > 0 { // btrfs does not count them
 		room.Inodes = max(1, int64(st.Ffree))
 	}
+	if _, err := os.Lstat(filepath.Join(d.Path, StagingDir)); err == nil {
+		// An installation was stopped here: what it wrote goes into this one.
+		used := usage(d.Path)
+		room.Bytes += used.Bytes
+		if room.Inodes > 0 {
+			room.Inodes += used.Inodes
+		}
+	}
 	return disklayout.Plan{}, room, nil
+}
+
+// usage is what the files below dir take, as far as they can be seen.
+func usage(dir string) (used Room) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			used.Bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+			used.Inodes++
+		}
+		return nil
+	})
+	return used
 }
 
 // Check is content: a directory is not started.

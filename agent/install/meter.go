@@ -12,7 +12,7 @@ type meter struct {
 	mu     sync.Mutex
 	layers []*layer
 	rate   int64
-	done   int64 // when rate was computed
+	came   int64 // when rate was computed
 	at     time.Time
 }
 
@@ -43,12 +43,13 @@ func (m *meter) read() *wire.Transfer {
 		}
 	}
 	if past := time.Since(m.at); past >= time.Second {
-		now := int64(float64(t.Done-m.done) / past.Seconds())
+		came := t.FromServer + t.FromPeers // staging may have had more
+		now := int64(float64(came-m.came) / past.Seconds())
 		m.rate = (m.rate + now) / 2 // of the last seconds, mostly of the last
 		if t.Done == t.Total {
 			m.rate = 0
 		}
-		m.done, m.at = t.Done, time.Now()
+		m.came, m.at = came, time.Now()
 	}
 	t.Rate = m.rate
 	return t

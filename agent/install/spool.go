@@ -1,11 +1,16 @@
 package install
 
 import (
+	"crypto/sha1"
 	"errors"
 	"io"
 	"os"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"rookery/transport"
 )
 
 // A budget is memory that the spools of all layers share, in bytes.
@@ -106,6 +111,26 @@ func (s *spool) ReadAt(b []byte, off int64) (int, error) {
 		done += copy(b[done:], piece[at-start:])
 	}
 	return done, nil
+}
+
+// kept lists the pieces that are right in a file which a spool left, whatever
+// ended it: the torrent has the hashes, and what was never written is a hole.
+func kept(f *os.File, info transport.Info) (pieces []int) {
+	buf := make([]byte, info.PieceLength)
+	for off := int64(0); off < info.Length; {
+		at, err := f.Seek(off, unix.SEEK_DATA)
+		if err != nil || at >= info.Length {
+			break // the rest is a hole, or not to be had
+		}
+		n := int(at / info.PieceLength)
+		b := buf[:info.PieceSize(n)]
+		off = int64(n) * info.PieceLength
+		if _, err := f.ReadAt(b, off); err == nil && sha1.Sum(b) == info.Hashes[n] {
+			pieces = append(pieces, n)
+		}
+		off += info.PieceLength
+	}
+	return pieces
 }
 
 // attach moves everything into f, which the spool then owns.

@@ -2,8 +2,13 @@ package install
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
+
+	"rookery/transport/transporttest"
 )
 
 // The index is waited for before there is a disk: other pieces that came first
@@ -51,4 +56,38 @@ func TestTheIndexHasRoomInAFullMemory(t *testing.T) {
 			t.Errorf("the one who waited was told %v", err)
 		}
 	})
+}
+
+func TestKept(t *testing.T) {
+	const piece = 64 << 10
+	content, info := transporttest.Layer(t, 1, 9*piece+100)
+	f, err := os.Create(filepath.Join(t.TempDir(), "layer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got := kept(f, info); len(got) != 0 {
+		t.Errorf("an empty file has %v", got)
+	}
+	for n, change := range map[int]func([]byte) []byte{
+		1: bytes.Clone,
+		3: func(b []byte) []byte { return append([]byte{b[0] + 1}, b[1:]...) },
+		4: func(b []byte) []byte { return b[:piece-1] },
+		7: bytes.Clone,
+		9: bytes.Clone,
+	} {
+		end := min((n+1)*piece, len(content))
+		if _, err := f.WriteAt(change(content[n*piece:end]), int64(n*piece)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := kept(f, info); !slices.Equal(got, []int{1, 7, 9}) {
+		t.Errorf("kept %v, want 1, 7 and 9", got)
+	}
+	if err := f.Truncate(int64(len(content)) - 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := kept(f, info); !slices.Equal(got, []int{1, 7}) {
+		t.Errorf("kept %v of a file that is cut, want 1 and 7", got)
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,6 +62,7 @@ type site struct {
 	more    chan struct{}                    // closed at the next events
 	refuse  int                              // requests with events to be answered with 503
 	corrupt func(b []byte, off int64) []byte // bytes of layers on their way
+	pace    func(served int64)               // asked before each piece of work on them
 }
 
 func newSite(t *testing.T) *site {
@@ -209,6 +211,12 @@ type layer struct {
 }
 
 func (l layer) ReadAt(b []byte, off int64) (int, error) {
+	l.mu.Lock()
+	pace, served := l.pace, l.served
+	l.mu.Unlock()
+	if pace != nil {
+		pace(served)
+	}
 	n, err := l.f.ReadAt(b, off)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -356,6 +364,59 @@ func TestInstallFromAFile(t *testing.T) {
 	}
 	if log, err := os.ReadFile(filepath.Join(root, install.LogFile)); err != nil || !strings.Contains(string(log), "piece hash differs") {
 		t.Errorf("nor does the log: %v\n%s", err, log)
+	}
+}
+
+// Killed in the middle and started again, it fetches what is missing.
+func TestKilledAgentGoesOn(t *testing.T) {
+	s := newSite(t)
+	script, root := filepath.Join(t.TempDir(), "script.json"), filepath.Join(t.TempDir(), "root")
+	if err := os.WriteFile(script, s.seal(t, func(w *wire.Script) { w.Transports = []string{"http"} }), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"install", "--script", script, "--site", s.file, "--http", s.URL, "--root", root, "--listen", ""}
+	size := s.version.Layers[0].Size
+	middle, killed := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	s.set(func() {
+		s.pace = func(served int64) {
+			time.Sleep(5 * time.Millisecond) // for 32 KiB
+			if served > size*3/4 {
+				once.Do(func() { close(middle) })
+				<-killed
+			}
+		}
+	})
+	cmd, out := agentProcess(t, args...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-middle
+	staged := filepath.Join(root, install.StagingDir, s.version.Layers[0].Digest.Hex())
+	var st syscall.Stat_t
+	for begin := time.Now(); syscall.Stat(staged, &st) != nil || st.Blocks*512 < size/2; time.Sleep(10 * time.Millisecond) {
+		if time.Since(begin) > time.Minute {
+			t.Fatalf("%d of %d bytes are staged\n%s", st.Blocks*512, size, out)
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	close(killed)
+	s.set(func() { s.served = 0 })
+	cmd, out = agentProcess(t, args...)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checkInstalled(t, root)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.served > size*3/4 {
+		t.Errorf("%d of %d bytes were served again, with half of them there", s.served, size)
+	}
+	if !strings.Contains(out.String(), "fetch: pieces were there already") {
+		t.Errorf("it does not say what it kept\n%s", out)
 	}
 }
 

@@ -161,6 +161,9 @@ func (s *Source) run(ctx context.Context, url string, p *transport.Pieces, first
 	}
 	buf := make([]byte, info.PieceLength)
 	for ; first < end; first++ {
+		if p.Has(first) { // found elsewhere meanwhile, and perhaps more after it
+			return nil
+		}
 		piece := buf[:info.PieceSize(first)]
 		for done := 0; done < len(piece); {
 			timer.Reset(silent)

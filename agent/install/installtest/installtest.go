@@ -169,6 +169,7 @@ type Machine struct {
 	Room  install.Room
 	Fail  map[string]error // "plan", "check", "partition", "fixup", "loader", "release"
 	Panic string           // the step that panics
+	Keeps bool             // its disk has the plan already, from an earlier start
 
 	Calls []string
 }
@@ -189,10 +190,10 @@ func (m *Machine) Plan(context.Context, wire.Script) (disklayout.Plan, install.R
 // Check does nothing.
 func (m *Machine) Check(*image.View) error { return m.call("check") }
 
-// Partition empties Root, as mkfs does.
+// Partition empties Root, as mkfs does, unless the machine Keeps it.
 func (m *Machine) Partition(context.Context, disklayout.Plan) (string, error) {
 	err := m.call("partition")
-	if err == nil {
+	if err == nil && !m.Keeps {
 		err = errors.Join(os.RemoveAll(m.Root), os.MkdirAll(m.Root, 0o755))
 	}
 	return m.Root, err
