@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -109,7 +110,8 @@ func (c *Computer) Check(view *image.View) error {
 }
 
 // Partition writes the table, makes the filesystems and mounts them. Nothing is
-// written when one of them could not be mounted.
+// written when one of them could not be mounted. Where an earlier start of the
+// same installation did that, the staging on its root stays, and nothing else.
 func (c *Computer) Partition(ctx context.Context, plan disklayout.Plan) (string, error) {
 	for _, p := range plan.Mounts() {
 		if err := apply.Mountable(p.FS); err != nil {
@@ -121,14 +123,65 @@ func (c *Computer) Partition(ctx context.Context, plan disklayout.Plan) (string,
 		return "", err
 	}
 	c.attached, c.detach = attached, detach
-	if err := apply.Partition(ctx, attached); err != nil {
+	fresh := attached // what is to be made
+	if c.stagingStays(attached) {
+		c.Log.Info("partition: as an earlier start of this installation left it")
+		fresh.Partitions = slices.Clone(attached.Partitions)
+		fresh.Partitions[attached.At("/").Number-1].FS = ""
+	} else if err := apply.Partition(ctx, attached); err != nil {
 		return "", err
 	}
-	if err := apply.Mkfs(ctx, attached, apply.Host); err != nil {
+	if err := apply.Mkfs(ctx, fresh, apply.Host); err != nil {
 		return "", err
 	}
 	c.unmount, err = apply.Mount(attached, c.Root)
 	return c.Root, err
+}
+
+// stagingStays empties a root that this installation made, but for its staging.
+// It says false when there is none: whatever the reason, all is made anew.
+func (c *Computer) stagingStays(plan disklayout.Plan) bool {
+	carries, err := apply.Carries(plan)
+	if err != nil || !carries {
+		return false // what is wrong with the disk, Partition says
+	}
+	only := plan
+	only.Partitions = []disklayout.PlannedPartition{plan.At("/")}
+	unmount, err := apply.Mount(only, c.Root)
+	if err == nil {
+		err = errors.Join(clearRoot(c.Root), unmount())
+	}
+	if err != nil {
+		c.Log.Warn("partition: what an earlier start left is of no use", "err", err)
+	}
+	return err == nil
+}
+
+// clearRoot removes everything but the staging, which has to be there.
+func clearRoot(dir string) error {
+	if st, err := os.Lstat(filepath.Join(dir, StagingDir)); err != nil {
+		return err
+	} else if !st.IsDir() {
+		return fmt.Errorf("%s is no directory", StagingDir)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, d := range names {
+		if d.Name() == StagingDir || d.Name() == "lost+found" {
+			continue
+		}
+		if err := root.RemoveAll(d.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Fixup applies all fixups.

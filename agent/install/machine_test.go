@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,5 +111,85 @@ func TestInodesOfExt4(t *testing.T) {
 		if room.Inodes > made || room.Inodes < made/100*98 {
 			t.Errorf("%d bytes: %d inodes expected, mke2fs makes %d", size, room.Inodes, made)
 		}
+	}
+}
+
+// A node that lost power finds its disk as it was, and keeps what was staged.
+// Whatever else is on a disk is gone.
+func TestStagingStays(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("loop devices and mounts need root: run the test as root")
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(t *testing.T, disk string, super int64, s *wire.Script) // super: the root's superblock
+		stays  bool
+	}{
+		{"as it was", nil, true},
+		{"another installation", func(_ *testing.T, _ string, _ int64, s *wire.Script) { s.ID = strings.Repeat("b", 32) }, false},
+		{"another layout", func(_ *testing.T, _ string, _ int64, s *wire.Script) {
+			s.Layout = disklayout.Default()
+			s.Layout.Partitions[2].Size = "128MiB"
+		}, false},
+		{"a damaged table", func(t *testing.T, disk string, _ int64, _ *wire.Script) { spoil(t, disk, 1024+128+60) }, false},
+		{"another filesystem", func(t *testing.T, disk string, super int64, _ *wire.Script) {
+			spoil(t, disk, super+0x68) // its UUID
+		}, false},
+		{"a damaged filesystem", func(t *testing.T, disk string, super int64, _ *wire.Script) {
+			spoil(t, disk, super+0x60) // its features, and its checksum is wrong
+		}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			disk, root := filepath.Join(dir, "disk.img"), filepath.Join(dir, "root")
+			if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 600<<20)); err != nil {
+				t.Fatal(err)
+			}
+			script := wire.Script{Layout: disklayout.Default(), ID: strings.Repeat("a", 32)}
+			start := func(then func()) (super int64) {
+				t.Helper()
+				c := &install.Computer{Firmware: disklayout.BIOS, Root: root, Log: slog.New(slog.DiscardHandler), Disks: func() ([]disklayout.Disk, error) {
+					return []disklayout.Disk{{Name: "disk.img", Path: disk, Size: 600 << 20, SectorSize: 512}}, nil
+				}}
+				plan, _, err := c.Plan(t.Context(), script)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = c.Partition(t.Context(), plan)
+				if err == nil {
+					then()
+				}
+				if err = errors.Join(err, c.Release()); err != nil {
+					t.Fatal(err)
+				}
+				return plan.At("/").Start + 1024
+			}
+			staged := filepath.Join(root, install.StagingDir, "pieces")
+			super := start(func() {
+				if err := errors.Join(os.Mkdir(filepath.Dir(staged), 0o700), os.WriteFile(staged, []byte("pieces"), 0o600),
+					os.MkdirAll(filepath.Join(root, "etc/old"), 0o700)); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if tt.change != nil {
+				tt.change(t, disk, super, &script)
+			}
+			start(func() {
+				got, err := os.ReadFile(staged)
+				if stays := err == nil && string(got) == "pieces"; stays != tt.stays {
+					t.Errorf("the staging stays: %v (%v), want %v", stays, err, tt.stays)
+				}
+				if _, err := os.Stat(filepath.Join(root, "etc")); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("what else was there: %v, want it to be gone", err)
+				}
+			})
+			script.ID = strings.Repeat("c", 32) // and once more, without any
+			start(func() {})
+			start(func() {
+				if left, err := os.ReadDir(root); err != nil || len(left) != 1 {
+					t.Errorf("%v, %v; want lost+found alone", left, err)
+				}
+			})
+		})
 	}
 }
