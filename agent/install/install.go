@@ -4,6 +4,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rookery/disklayout"
 	"rookery/image"
@@ -386,7 +389,12 @@ func (r *run) partition(ctx context.Context) (string, error) {
 }
 
 // fetch extracts every frame as soon as its pieces are there.
-func (r *run) fetch(ctx context.Context) (string, error) {
+func (r *run) fetch(ctx context.Context) (_ string, err error) {
+	defer func() {
+		if errors.Is(err, unix.ENOSPC) {
+			err = fmt.Errorf("%w: %w", err, full(r.root))
+		}
+	}()
 	if err := r.stage(); err != nil {
 		return "", fmt.Errorf("staging: %w", err)
 	}
@@ -400,10 +408,10 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 		workers = min(runtime.NumCPU(), maxWorkers)
 	}
 	err = r.orFetchFails(ctx, func(ctx context.Context) error { return extract(ctx, r.layers, x, workers) })
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = x.Finish()
 	}
-	if err := x.Finish(); err != nil {
+	if err != nil {
 		return "", err
 	}
 	if skipped := x.Skipped(); skipped != (image.Skipped{}) {
@@ -411,6 +419,16 @@ func (r *run) fetch(ctx context.Context) (string, error) {
 	}
 	t := r.meter.read()
 	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, t.FromServer, t.FromPeers), nil
+}
+
+// full says how full a filesystem is that has no room for more.
+func full(root string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil {
+		return err
+	}
+	return fmt.Errorf("%s has %d of %d bytes and %d of %d inodes left",
+		root, int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize, st.Ffree, st.Files)
 }
 
 // stage moves the pieces from memory into files on the filesystem, which have

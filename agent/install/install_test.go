@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rookery/agent/install"
 	"rookery/agent/install/installtest"
 	"rookery/disklayout"
@@ -253,6 +255,30 @@ func spoil(t *testing.T, name string, off int64) {
 	b[0]++
 	if _, e := f.WriteAt(b, off); err != nil || e != nil {
 		t.Fatal(err, e)
+	}
+}
+
+// A root that was promised more room than it has: the node fails at once, and
+// says how much there is.
+func TestDiskFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a small filesystem needs root: run the test as root")
+	}
+	images, version := installtest.Publish(t, t.TempDir())
+	for _, size := range []string{"1M", "4M"} { // for the staging, for the files
+		w := newWorld(t, images, version)
+		w.machine.Keeps = true
+		if err := errors.Join(os.Mkdir(w.machine.Root, 0o755), unix.Mount("small", w.machine.Root, "tmpfs", 0, "size="+size)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := w.in.Run(t.Context())
+		if e := unix.Unmount(w.machine.Root, 0); e != nil {
+			t.Error(e)
+		}
+		if err == nil || !strings.HasPrefix(err.Error(), "fetch: ") || !errors.Is(err, unix.ENOSPC) ||
+			!strings.Contains(err.Error(), w.machine.Root+" has ") || !w.report.Told() || !w.network.Left() {
+			t.Errorf("%s: %v; server told %v, swarm left %v", size, err, w.report.Told(), w.network.Left())
+		}
 	}
 }
 
