@@ -3,10 +3,13 @@ package transport
 import (
 	"context"
 	"crypto/sha1"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"sync"
+	"syscall"
 )
 
 // Pieces are the pieces of one layer on their way in. A piece is hashed once,
@@ -290,6 +293,37 @@ func (p *Pieces) Wanted() []bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.wanted
+}
+
+// Claimable says of each piece whether it may be claimed some time, as far as is
+// known by now; nil means that all may.
+func (p *Pieces) Claimable() []bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held {
+		return slices.Clone(p.preferred)
+	}
+	return p.wanted
+}
+
+// Preferred says of each piece whether it comes before others.
+func (p *Pieces) Preferred() []bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.preferred)
+}
+
+// File is what the kernel can send a range of complete pieces from, if the
+// storage is a file. The error says why not.
+func (p *Pieces) File(off, n int64) (syscall.RawConn, error) {
+	f, ok := p.store.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	if n, lacking := p.lacks(off, n); lacking {
+		return nil, fmt.Errorf("piece %d is not there", n)
+	}
+	return f.SyscallConn()
 }
 
 func (p *Pieces) wantedN() (n int) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,12 +19,7 @@ import (
 	"rookery/transport"
 )
 
-const (
-	handshakeSize = 68
-	maxRequest    = 128 << 10 // bytes of one request; stock clients ask for 16 KiB
-	maxRequests   = 1024      // waiting requests of one peer
-	reqq          = 250       // what we say of that: stock clients keep it
-)
+const handshakeSize = 68
 
 var extensions = pp.NewPeerExtensionBytes(pp.ExtensionBitFast, pp.ExtensionBitLtep)
 
@@ -82,7 +78,7 @@ func (p *Peer) greet(ctx context.Context, nc net.Conn) (*conn, error) {
 func (t *Torrent) connect(ctx context.Context, addr netip.AddrPort) (*conn, error) {
 	dialing, cancel := context.WithTimeout(ctx, dialFor)
 	defer cancel()
-	nc, err := t.peer.dialer.DialContext(dialing, "tcp", addr.String())
+	nc, err := t.peer.dial(dialing, "tcp", addr.String())
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +126,10 @@ type conn struct {
 	id     [20]byte
 	origin transport.Origin
 	dialed bool // by us
+	ours   bool // Rookery at the other end
 	fast   bool
 	ltep   bool
+	block  int // bytes that we ask for at a time
 
 	// Below t.mu.
 	addr       netip.AddrPort // where the peer listens, when known
@@ -143,16 +141,21 @@ type conn struct {
 	interested bool
 	storing    bool
 	open       []*download
-	inflight   int // blocks asked for
 	late       int // blocks no longer wanted that may still come
 	stalled    int // times, one after the other
-	lastBlock  time.Time
+	heard      time.Time
 	paused     time.Time // nothing is asked for until then
+	dry        bool      // it has nothing to ask for, until that changes
+	client               // of a server's
+
+	denied int // piece that it asked for in vain, of the reader alone
 
 	// What is to be written, below mu, which is taken after t.mu.
 	mu       sync.Mutex
 	out      []byte
 	requests []pp.RequestSpec
+	queued   int64     // bytes of the requests that have not left
+	writing  time.Time // since then; zero: not
 	closed   bool
 	woken    chan struct{}
 }
@@ -165,14 +168,24 @@ func newConn(t *Torrent, nc net.Conn, theirs greeting, addr netip.AddrPort) *con
 		origin: transport.FromPeer,
 		fast:   theirs.bits.SupportsFast(),
 		ltep:   theirs.bits.SupportsExtended(),
+		block:  stockBlock,
 		addr:   addr,
 		has:    newBitset(len(t.info.Hashes)),
 		choked: true,
+		denied: -1,
 		woken:  make(chan struct{}, 1),
 	}
-	if string(c.id[:len(serverPrefix)]) == serverPrefix {
+	switch string(c.id[:len(serverPrefix)]) {
+	case serverPrefix:
 		c.origin = transport.FromServer
+		fallthrough
+	case nodePrefix:
+		c.ours, c.block = true, ownBlock
 	}
+	if t.seeder {
+		c.client = newClient(len(t.info.Hashes))
+	}
+	tune(nc)
 	return c
 }
 
@@ -186,11 +199,11 @@ func (t *Torrent) serve(ctx context.Context, c *conn) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer c.close()
-		if err := c.write(); err != nil {
+		if err := c.write(ctx); err != nil {
 			t.peer.log.Debug("swarm: write", "client", remote(c.nc), "err", err)
 		}
 	})
-	err := c.read()
+	err := c.read(ctx)
 	t.peer.log.Debug("swarm: connection ended", "client", remote(c.nc), "err", err)
 	c.close()
 	t.detach(c)
@@ -233,14 +246,16 @@ func (c *conn) enqueue(b []byte) {
 }
 
 // introduce says what we have, that we choke nobody, and where we listen.
-// It is called below t.mu, so that no Have is lost after it.
+// It is called below t.mu, so that no Have is lost after it. A server says that
+// it has nothing: see handOut.
 func (c *conn) introduce() {
 	t := c.t
 	switch {
+	case c.fast && (t.seeder || t.seen == 0):
+		c.send(pp.Message{Type: pp.HaveNone})
+	case t.seeder:
 	case c.fast && t.seen == len(t.copies):
 		c.send(pp.Message{Type: pp.HaveAll})
-	case c.fast && t.seen == 0:
-		c.send(pp.Message{Type: pp.HaveNone})
 	case t.seen > 0:
 		field := make([]bool, len(t.copies))
 		for n := range field {
@@ -252,87 +267,62 @@ func (c *conn) introduce() {
 	c.send(pp.Message{Type: pp.Unchoke})
 }
 
-// extend sends the handshake of BEP 10, again when we have what we want.
+// extend sends the handshake of BEP 10, again when what it says has changed.
+// A server learns from it which pieces are of any use to us.
 func (c *conn) extend() {
 	if !c.ltep {
 		return
 	}
-	hello, _ := bencode.Marshal(map[string]any{ // of plain values: it never fails
+	hello := map[string]any{
 		"m": map[string]int{}, "p": int(c.t.peer.port), "reqq": reqq, "upload_only": btoi(c.t.done), "v": "Rookery",
-	})
-	c.send(pp.Message{Type: pp.Extended, ExtendedID: pp.HandshakeExtendedID, ExtendedPayload: hello})
+	}
+	if uses := c.t.pieces.Claimable(); uses != nil && c.origin == transport.FromServer {
+		hello[usesKey] = string(packBits(uses))
+	}
+	b, _ := bencode.Marshal(hello) // of plain values: it never fails
+	c.send(pp.Message{Type: pp.Extended, ExtendedID: pp.HandshakeExtendedID, ExtendedPayload: b})
 }
+
+// usesKey is a key of our own in the handshake of BEP 10: a bitfield of the
+// pieces that a node has a use for. Without it, it wants them all.
+const usesKey = "rookery_uses"
 
 // sated says whether the peer fetches nothing any more.
 func (c *conn) sated() bool { return c.uploads || c.hasN == len(c.t.copies) }
 
-// write sends what is queued: first the messages, then one block at a time.
-func (c *conn) write() error {
-	var buf []byte
-	for {
-		c.mu.Lock()
-		if c.closed {
-			c.mu.Unlock()
-			return nil
-		}
-		buf, c.out = append(buf[:0], c.out...), c.out[:0]
-		var r pp.RequestSpec
-		if len(c.requests) > 0 {
-			r, c.requests = c.requests[0], c.requests[1:]
-		}
-		c.mu.Unlock()
+// head is the length and the id of a message; a block has two numbers more.
+const (
+	headSize  = 5
+	blockHead = headSize + 8
+)
 
-		if len(buf) == 0 && r.Length == 0 {
-			timer := time.NewTimer(keepAlive)
-			select {
-			case <-c.woken:
-				timer.Stop()
-				continue
-			case <-timer.C:
-				buf = append(buf, 0, 0, 0, 0)
-			}
-		}
-		if r.Length > 0 {
-			buf = binary.BigEndian.AppendUint32(buf, uint32(9+r.Length))
-			buf = append(buf, byte(pp.Piece))
-			buf = binary.BigEndian.AppendUint32(buf, uint32(r.Index))
-			buf = binary.BigEndian.AppendUint32(buf, uint32(r.Begin))
-			head := len(buf)
-			buf = append(buf, make([]byte, r.Length)...)
-			off := int64(r.Index)*c.t.info.PieceLength + int64(r.Begin)
-			if _, err := c.t.pieces.ReadAt(buf[head:], off); err != nil {
-				return err
-			}
-		}
-		c.nc.SetWriteDeadline(time.Now().Add(writeFor))
-		if _, err := c.nc.Write(buf); err != nil {
-			return err
-		}
-		c.t.pieces.Sent(int(r.Length))
-	}
-}
-
-// block is the one buffer that pp.Decoder gets for blocks: each is copied to
-// its piece before the next message is read.
-type block struct{ b []byte }
-
-func (p *block) Get() *[]byte { return &p.b }
-func (p *block) Put(*[]byte)  {}
-
-// read handles messages until the connection ends or breaks a rule.
-func (c *conn) read() error {
-	size := 32 << 10
-	if c.t.seeder {
-		size = 4 << 10 // it gets requests only, from very many
-	}
+// read handles messages until the connection ends or breaks a rule. Blocks are
+// read to where they belong; the rest is left to pp.Decoder.
+func (c *conn) read(ctx context.Context) error {
+	r := bufio.NewReaderSize(c.nc, 4<<10) // what is larger is not copied twice
 	field := (len(c.t.info.Hashes) + 7) / 8
-	d := pp.Decoder{
-		R:         bufio.NewReaderSize(c.nc, size),
-		Pool:      &block{make([]byte, blockSize)},
-		MaxLength: pp.Integer(max(9+blockSize, 1+field)),
-	}
+	d := pp.Decoder{R: r, MaxLength: pp.Integer(max(maxMessage, 1+field))}
 	for {
 		c.nc.SetReadDeadline(time.Now().Add(silence))
+		size, err := r.Peek(4)
+		if err != nil {
+			return err
+		}
+		if n := binary.BigEndian.Uint32(size); n >= blockHead-4 {
+			head, err := r.Peek(headSize)
+			if err != nil {
+				return err
+			}
+			if pp.MessageType(head[4]) == pp.Piece {
+				if n > blockHead-4+maxRequest {
+					return fmt.Errorf("%s: %d bytes: %w", pp.Piece, n, errUnasked)
+				}
+				if err := c.take(ctx, r); err != nil {
+					return fmt.Errorf("%s: %w", pp.Piece, err)
+				}
+				continue
+			}
+		}
 		var m pp.Message
 		if err := d.Decode(&m); err != nil {
 			return err
@@ -346,20 +336,22 @@ func (c *conn) read() error {
 	}
 }
 
+// maxMessage is the size of the largest message that is no block: a handshake
+// of BEP 10.
+const maxMessage = 16 << 10
+
 var errUnasked = errors.New("nobody asked")
 
 // handle does what one message says. An error ends the connection.
 func (c *conn) handle(m *pp.Message) error {
 	switch m.Type {
-	case pp.Piece:
-		return c.take(m)
 	case pp.Request:
 		return c.ask(m.RequestSpec())
 	case pp.Cancel:
 		c.cancel(m.RequestSpec())
 		return nil
 	}
-	t := c.t
+	t, now := c.t, time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch m.Type {
@@ -379,13 +371,9 @@ func (c *conn) handle(m *pp.Message) error {
 			return err
 		}
 	case pp.Reject:
-		if d, _ := c.find(int64(m.Index), int64(m.Begin), int64(m.Length)); d != nil {
-			t.abandon(c)
-			c.paused = time.Now().Add(time.Second)
-		} else if c.late--; c.late < 0 {
-			return errUnasked
+		if err := t.refused(c, m, now); err != nil {
+			return err
 		}
-		return nil
 	case pp.Extended:
 		if m.ExtendedID != pp.HandshakeExtendedID {
 			return nil
@@ -397,7 +385,8 @@ func (c *conn) handle(m *pp.Message) error {
 		return nil
 	}
 	t.judge(c)
-	t.fill(c)
+	t.fill(now)
+	t.handOut(now)
 	return nil
 }
 
@@ -420,12 +409,13 @@ func (c *conn) declare(m *pp.Message) error {
 	return nil
 }
 
-// extended reads the handshake of BEP 10, of which the port counts here, and
-// whether the peer has what it wants.
+// extended reads the handshake of BEP 10, of which the port counts here,
+// whether the peer has what it wants, and what it has a use for.
 func (c *conn) extended(payload []byte) error {
 	var hello struct {
-		Port    int `bencode:"p,ignore_unmarshal_type_error"`
-		Uploads int `bencode:"upload_only,ignore_unmarshal_type_error"`
+		Port    int    `bencode:"p,ignore_unmarshal_type_error"`
+		Uploads int    `bencode:"upload_only,ignore_unmarshal_type_error"`
+		Uses    string `bencode:"rookery_uses,ignore_unmarshal_type_error"`
 	}
 	if err := bencode.Unmarshal(payload, &hello); err != nil {
 		return err
@@ -434,93 +424,75 @@ func (c *conn) extended(payload []byte) error {
 	if from := remote(c.nc); hello.Port > 0 && hello.Port < 1<<16 && from.IsValid() {
 		c.addr = netip.AddrPortFrom(from.Addr(), uint16(hello.Port))
 	}
+	if c.t.seeder {
+		return c.uses(hello.Uses)
+	}
 	return nil
 }
 
-// ask queues what the peer wants.
-func (c *conn) ask(r pp.RequestSpec) error {
-	info := c.t.info
-	if int64(r.Index) >= int64(len(info.Hashes)) || r.Length == 0 || r.Length > maxRequest ||
-		int64(r.Begin)+int64(r.Length) > int64(info.PieceSize(int(r.Index))) {
-		return fmt.Errorf("%d bytes at %d of piece %d", r.Length, r.Begin, r.Index)
-	}
-	if !c.t.pieces.Has(int(r.Index)) {
-		if !c.fast {
-			return fmt.Errorf("piece %d is not here", r.Index)
-		}
-		c.send(reject(r))
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.requests) >= maxRequests {
-		return fmt.Errorf("more than %d at a time", maxRequests)
-	}
-	c.requests = append(c.requests, r)
-	c.wake()
-	return nil
-}
-
-// cancel forgets what the peer no longer wants.
-func (c *conn) cancel(r pp.RequestSpec) {
-	c.mu.Lock()
-	found := false
-	for i, queued := range c.requests {
-		if queued == r {
-			c.requests = append(c.requests[:i:i], c.requests[i+1:]...)
-			found = true
-			break
-		}
-	}
-	c.mu.Unlock()
-	if found && c.fast {
-		c.send(reject(r)) // BEP 6: every request gets an answer
-	}
-}
-
-func reject(r pp.RequestSpec) pp.Message {
-	return pp.Message{Type: pp.Reject, Index: r.Index, Begin: r.Begin, Length: r.Length}
-}
-
-// take puts a block into its piece and, when that is complete, keeps it.
-func (c *conn) take(m *pp.Message) error {
+// take reads a block into its piece and, when that is complete, keeps it.
+func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 	t := c.t
 	t.mu.Lock()
-	d, b := c.find(int64(m.Index), int64(m.Begin), int64(len(m.Piece)))
+	expected := len(c.open) > 0 || c.late > 0
+	t.mu.Unlock()
+	if !expected {
+		return errUnasked // before it says which
+	}
+	head, err := r.Peek(blockHead)
+	if err != nil {
+		return err
+	}
+	size := int64(binary.BigEndian.Uint32(head)) - (blockHead - 4)
+	piece, begin := binary.BigEndian.Uint32(head[headSize:]), binary.BigEndian.Uint32(head[headSize+4:])
+	r.Discard(blockHead) // was there
+	t.mu.Lock()
+	d, b := c.find(int64(piece), int64(begin), size)
 	if d == nil {
-		defer t.mu.Unlock()
-		if c.late--; c.late < 0 {
+		c.late--
+		late := c.late
+		t.mu.Unlock()
+		if late < 0 {
 			return errUnasked
 		}
-		return nil
+		_, err := r.Discard(int(size))
+		return err
 	}
-	copy(d.buf[b*blockSize:], m.Piece)
-	d.blocks[b] = got
-	d.missing--
-	c.inflight--
-	c.stalled, c.lastBlock = 0, time.Now()
-	if d.missing == 0 {
-		c.finish(d)
-	}
-	t.fill(c)
+	d.reading = true
 	t.mu.Unlock()
-	t.pieces.Received(len(m.Piece))
-	if d.missing > 0 {
-		return nil
+	err = c.fetch(ctx, r, d.buf[begin:int64(begin)+size])
+
+	t.mu.Lock()
+	now := time.Now()
+	d.reading = false
+	switch {
+	case d.dropped: // while it was read
+		c.late--
+		t.recycle(d.buf)
+	case err == nil:
+		d.blocks[b] = got
+		if d.missing--; d.missing == 0 {
+			c.open = slices.DeleteFunc(c.open, func(other *download) bool { return other == d })
+			c.storing = true
+			t.usual = (7*t.usual + now.Sub(d.since)) / 8
+		}
+		t.fill(now)
+	}
+	complete := !d.dropped && d.missing == 0
+	t.mu.Unlock()
+	if err != nil || !complete {
+		return err
 	}
 
 	// While this hashes and writes, the requests made above are on their way.
-	err := t.pieces.Put(d.piece, d.buf, c.origin)
+	err = t.pieces.Put(d.piece, d.buf, c.origin)
 	t.mu.Lock()
-	c.storing, c.lastBlock = false, time.Now()
-	t.close(d)
+	c.storing, c.heard = false, time.Now()
+	t.drop(d)
 	t.mu.Unlock()
 	switch {
 	case err == nil:
 		t.sync()
-		t.mu.Lock()
-		t.fill(c)
-		t.mu.Unlock()
 	case errors.Is(err, transport.ErrBadPiece):
 		t.peer.log.Warn("swarm: banned", "client", remote(c.nc), "err", err)
 		t.peer.ban(remote(c.nc).Addr())
@@ -531,71 +503,25 @@ func (c *conn) take(m *pp.Message) error {
 	return nil
 }
 
-// find is the block that was asked for with these numbers.
-func (c *conn) find(piece, begin, size int64) (*download, int) {
-	for _, d := range c.open {
-		b := int(begin / blockSize)
-		if int64(d.piece) == piece && b < len(d.blocks) && d.blocks[b] == asked {
-			if at, length := d.block(b); int64(at) == begin && int64(length) == size {
-				return d, b
-			}
-		}
+// fetch reads all of a block, and takes note of every part.
+func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
+	if err := c.t.peer.download.Wait(ctx, len(b)); err != nil {
+		return err
 	}
-	return nil, 0
-}
-
-// finish takes a piece that has all its blocks off the list.
-func (c *conn) finish(d *download) {
-	c.storing = true
-	for i, other := range c.open {
-		if other == d {
-			c.open = append(c.open[:i], c.open[i+1:]...)
-			return
+	for len(b) > 0 {
+		n, err := r.Read(b)
+		b = b[n:]
+		if n > 0 {
+			c.t.pieces.Received(n)
+			c.t.mu.Lock()
+			c.stalled, c.heard = 0, time.Now()
+			c.t.mu.Unlock()
 		}
-	}
-}
-
-// pending is the piece of which not all has been asked for.
-func (c *conn) pending() *download {
-	if last := len(c.open) - 1; last >= 0 && c.open[last].next < len(c.open[last].blocks) {
-		return c.open[last]
+		if err != nil && len(b) > 0 {
+			return err
+		}
 	}
 	return nil
-}
-
-// A download is a piece on its way from one peer. All of it comes from there,
-// so a bad piece has one culprit.
-type download struct {
-	piece   int
-	buf     []byte
-	blocks  []state
-	next    int // block to ask for
-	missing int
-}
-
-// state is how far a block is.
-type state byte
-
-const (
-	unasked state = iota
-	asked
-	got
-)
-
-func newDownload(piece int, buf []byte) *download {
-	count := (len(buf) + blockSize - 1) / blockSize
-	return &download{piece: piece, buf: buf, blocks: make([]state, count), missing: count}
-}
-
-// block is the place of block b in its piece.
-func (d *download) block(b int) (begin, length int) {
-	begin = b * blockSize
-	return begin, min(blockSize, len(d.buf)-begin)
-}
-
-func (d *download) message(kind pp.MessageType, b int) pp.Message {
-	begin, length := d.block(b)
-	return pp.Message{Type: kind, Index: pp.Integer(d.piece), Begin: pp.Integer(begin), Length: pp.Integer(length)}
 }
 
 // A bitset is a set of pieces.
@@ -604,3 +530,12 @@ type bitset []uint64
 func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }
 func (b bitset) get(n int) bool { return b[n/64]>>(n%64)&1 == 1 }
 func (b bitset) set(n int)      { b[n/64] |= 1 << (n % 64) }
+
+// packBits is the bitfield of BEP 3: the first piece is the highest bit.
+func packBits(bits []bool) []byte {
+	b := make([]byte, (len(bits)+7)/8)
+	for n, set := range bits {
+		b[n/8] |= byte(btoi(set)) << (7 - n%8)
+	}
+	return b
+}

@@ -41,10 +41,10 @@ func FuzzConn(f *testing.F) {
 	}
 	f.Add(messages(pp.Message{Type: pp.HaveAll}, pp.Message{Type: pp.Unchoke}, pp.Message{Type: pp.Choke}), true)
 	f.Add(messages(pp.Message{Type: pp.Bitfield, Bitfield: make([]bool, 8)}, pp.Message{Type: pp.Have, Index: 4}), false)
-	f.Add(messages(pp.Message{Type: pp.Request, Length: blockSize}, pp.MakeCancelMessage(0, 0, blockSize)), true)
-	f.Add(messages(pp.Message{Type: pp.HaveAll}, pp.Message{Type: pp.Unchoke}, pp.Message{Type: pp.Piece, Piece: content[:blockSize]}), true)
+	f.Add(messages(pp.Message{Type: pp.Request, Length: stockBlock}, pp.MakeCancelMessage(0, 0, stockBlock)), true)
+	f.Add(messages(pp.Message{Type: pp.HaveAll}, pp.Message{Type: pp.Unchoke}, pp.Message{Type: pp.Piece, Piece: content[:stockBlock]}), true)
 	f.Add(messages(pp.Message{Type: pp.Extended, ExtendedPayload: []byte("d1:mde1:pi6881ee")}), true)
-	f.Add(messages(pp.Message{Type: pp.Reject, Length: blockSize}), true)
+	f.Add(messages(pp.Message{Type: pp.Reject, Length: stockBlock}), true)
 	f.Fuzz(func(t *testing.T, said []byte, fast bool) {
 		here, there := net.Pipe()
 		defer there.Close()
@@ -67,9 +67,9 @@ func FuzzConn(f *testing.F) {
 		if !torrent.attach(c) {
 			t.Fatal("not admitted")
 		}
-		t.Log(c.read())
-		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.useful > c.hasN || c.useful < 0 || c.inflight < 0 || c.inflight > maxDepth {
-			t.Fatalf("counts: %d requests, has %d, useful %d, in flight %d", len(c.requests), c.hasN, c.useful, c.inflight)
+		t.Log(c.read(t.Context()))
+		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.useful > c.hasN || c.useful < 0 || c.queued < 0 || len(c.open) > maxOpen {
+			t.Fatalf("counts: %d requests, %d bytes, has %d, useful %d, %d pieces asked for", len(c.requests), c.queued, c.hasN, c.useful, len(c.open))
 		}
 		torrent.detach(c)
 		for n, copies := range torrent.copies {

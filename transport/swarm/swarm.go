@@ -27,30 +27,30 @@ const (
 )
 
 // Bounds. The nodes may be virtual machines without hardware support, so every
-// time is generous; what matters for speed is decided by stallAfter alone.
+// time is generous.
 const (
 	maxHandshakes = 256  // connections that have not said what they want
 	maxServed     = 1000 // connections of a torrent that is seeded by a server
-	maxNode       = 24   // connections of a torrent on a node
-	wanted        = 8    // connections a node looks for: more collapse by incast
+	maxNode       = 20   // connections of a torrent on a node, besides those to servers
+	wanted        = 16   // of these that a node looks for
 	shake         = 30 * time.Second
 	dialFor       = 15 * time.Second
 	silence       = 4 * time.Minute // without a message: the connection is dead
 	keepAlive     = time.Minute
 	writeFor      = 2 * time.Minute
-	stallAfter    = 5 * time.Second // without a block: the piece is asked elsewhere
-	maxStalls     = 6               // one after the other: the connection is given up
 	banFor        = 10 * time.Minute
 	batch         = 50 * time.Millisecond // Have messages are collected for so long
 )
 
 // A Peer takes part in the swarms of the torrents added to it.
 type Peer struct {
-	ln     net.Listener
-	log    *slog.Logger
-	port   uint16
-	dialer net.Dialer
-	http   *http.Client
+	ln   net.Listener
+	log  *slog.Logger
+	port uint16
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	http *http.Client
+
+	upload, download *transport.Limiter
 
 	buffers atomic.Int64 // bytes, of all torrents
 
@@ -72,15 +72,23 @@ type Options struct {
 // own, connections are made from that address, too.
 func NewPeer(ln net.Listener, log *slog.Logger) *Peer {
 	p := &Peer{ln: ln, log: log, torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}}
-	p.dialer.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
+	dialer := net.Dialer{}
+	dialer.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
 	if addr, ok := ln.Addr().(*net.TCPAddr); ok {
 		p.port = uint16(addr.Port)
 		if !addr.IP.IsUnspecified() {
-			p.dialer.LocalAddr = &net.TCPAddr{IP: addr.IP}
+			dialer.LocalAddr = &net.TCPAddr{IP: addr.IP}
 		}
 	}
-	p.http = &http.Client{Transport: &http.Transport{DialContext: p.dialer.DialContext}, Timeout: announceFor}
+	p.dial = dialer.DialContext
+	p.http = &http.Client{Transport: &http.Transport{DialContext: p.dial}, Timeout: announceFor}
 	return p
+}
+
+// Limit bounds what is sent and received in all swarms together. It is called
+// before Run.
+func (p *Peer) Limit(upload, download *transport.Limiter) {
+	p.upload, p.download = upload, download
 }
 
 // Run takes part until ctx ends, then closes the listener, says goodbye to the

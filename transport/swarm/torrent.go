@@ -13,17 +13,6 @@ import (
 	"rookery/transport"
 )
 
-// How much is asked for at a time. A long queue in one place makes pieces
-// complete late, and what is late cannot be passed on.
-const (
-	blockSize   = 16 << 10
-	maxBlocks   = 32       // requests in flight, of all connections together
-	minDepth    = 2        // of one connection
-	maxDepth    = 16       // of one connection
-	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
-	maxFree     = 8        // buffers that a torrent keeps for its next pieces
-)
-
 // A Torrent is one swarm this peer takes part in.
 type Torrent struct {
 	peer     *Peer
@@ -34,24 +23,31 @@ type Torrent struct {
 	trackers []string
 	max      int           // connections
 	poke     chan struct{} // look for peers now
+	nap      chan struct{} // a pause begins
 	left     chan struct{} // closed by leave
 	failed   chan struct{} // closed when failure is set
 	failure  error
 	rank     []int32 // this peer's own order, so that not all want the same piece
 
-	mu     sync.Mutex
-	conns  map[*conn]bool
-	copies []int32 // how many of conns have a piece
-	have   bitset  // what the connections were told of
-	seen   int     // as many, of pieces.Since
-	spare  bitset  // what nobody need give us: we have it, or do not want it
-	chosen bool    // spare has what is not wanted
-	done   bool    // everything that is wanted is there
-	known  []*candidate
-	free   [][]byte // buffers of one piece
-	open   int      // pieces being fetched
-	heard  []heard  // from each tracker
-	gone   bool
+	mu      sync.Mutex
+	conns   map[*conn]bool
+	copies  []int32 // how many of conns have a piece
+	have    bitset  // what the connections were told of
+	seen    int     // as many, of pieces.Since
+	spare   bitset  // what nobody need give us: we have it, or do not want it
+	chosen  bool    // spare has what is not wanted
+	done    bool    // everything that is wanted is there
+	known   []*candidate
+	free    [][]byte      // buffers of one piece
+	open    int           // pieces being fetched
+	usual   time.Duration // that a piece takes
+	waiting bool          // for a pause to end
+	down    int64         // bytes a second, lately
+	up      int64         // bytes a second, lately
+	chance  *rand.Rand
+	handout
+	heard []heard // from each tracker
+	gone  bool
 }
 
 // A candidate is a peer that a tracker told of.
@@ -80,6 +76,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		trackers: slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(info.Trackers), o.Trackers...)))),
 		max:      maxNode,
 		poke:     make(chan struct{}, 1),
+		nap:      make(chan struct{}, 1),
 		left:     make(chan struct{}),
 		failed:   make(chan struct{}),
 		conns:    map[*conn]bool{},
@@ -87,9 +84,12 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		have:     newBitset(len(info.Hashes)),
 		spare:    newBitset(len(info.Hashes)),
 		rank:     make([]int32, len(info.Hashes)),
+		chance:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	}
 	if o.Seeder {
-		t.max = maxServed
+		t.max, t.handout = maxServed, newHandout(pieces)
+	} else {
+		pieces.SetCopies(t.availability)
 	}
 	for i, r := range rand.Perm(len(t.rank)) {
 		t.rank[i] = int32(r)
@@ -137,6 +137,9 @@ func (t *Torrent) leave() {
 		return
 	}
 	t.gone = true
+	if !t.seeder {
+		t.pieces.SetCopies(nil)
+	}
 	t.release(len(t.free))
 	close(t.left)
 	for c := range t.conns {
@@ -201,9 +204,16 @@ func (t *Torrent) sync() <-chan struct{} {
 	for _, n := range fresh {
 		t.have.set(n)
 		t.spares(n)
+		if t.seeder {
+			continue // see handOut
+		}
 		have := pp.Message{Type: pp.Have, Index: pp.Integer(n)}.MustMarshalBinary()
 		for c := range t.conns {
-			c.enqueue(have)
+			// One of ours that has the piece has no use for the news; a server
+			// counts the copies.
+			if !c.ours || !c.has.get(n) || c.origin == transport.FromServer {
+				c.enqueue(have)
+			}
 		}
 	}
 	if wanted := t.pieces.Wanted(); wanted != nil && !t.chosen {
@@ -213,14 +223,19 @@ func (t *Torrent) sync() <-chan struct{} {
 				t.spares(n)
 			}
 		}
-		t.fillAll()
+		t.fill(time.Now())
+		for c := range t.conns {
+			if c.origin == transport.FromServer {
+				c.extend()
+			}
+		}
 	}
 	if !t.done && t.pieces.Missing() == 0 {
 		t.done = true
 		t.release(len(t.free))
 		for c := range t.conns {
-			if t.seen < len(t.copies) { // the Haves do not show it
-				c.extend()
+			if !t.seeder {
+				c.extend() // the Haves do not show it to everybody
 			}
 		}
 	}
@@ -242,9 +257,9 @@ func (t *Torrent) spares(n int) {
 }
 
 // judge says whether we are interested, and closes a connection between two
-// that fetch nothing any more.
+// nodes that fetch nothing any more. A server stays, to know who has what.
 func (t *Torrent) judge(c *conn) {
-	if t.done && c.sated() {
+	if t.done && c.sated() && !t.seeder && c.origin != transport.FromServer {
 		c.close()
 		return
 	}
@@ -258,10 +273,15 @@ func (t *Torrent) judge(c *conn) {
 	}
 }
 
-// manageLoop connects to peers and takes pieces back from those who stall.
+// manageLoop connects to peers, takes pieces back from those who stall, and
+// measures.
 func (t *Torrent) manageLoop(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
+	const often = 250 * time.Millisecond
+	tick := time.NewTicker(often)
 	defer tick.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	var received, sent int64
 	for {
 		for _, cand := range t.candidates(time.Now()) {
 			t.peer.goRun(func() { t.dial(ctx, cand) })
@@ -270,13 +290,33 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.poke:
-		case <-tick.C:
+		case <-t.nap:
+			pause.Reset(breather)
+		case <-pause.C:
 			t.mu.Lock()
-			t.stalls(time.Now())
-			t.fillAll()
+			t.waiting = false
+			t.fill(time.Now())
+			t.mu.Unlock()
+		case now := <-tick.C:
+			done, _, _, uploaded := t.pieces.Transfer()
+			t.mu.Lock()
+			t.down = lately(t.down, done-received, often)
+			t.up = lately(t.up, uploaded-sent, often)
+			received, sent = done, uploaded
+			t.stalls(now)
+			t.fill(now)
+			t.greetLate(now)
+			t.handOut(now)
 			t.mu.Unlock()
 		}
 	}
+}
+
+// lately is a rate in bytes a second: what there was in the last moments, where
+// a moment without anything does not count for much.
+func lately(rate, bytes int64, in time.Duration) int64 {
+	now := bytes * int64(time.Second) / int64(in)
+	return max(now, rate-rate/8)
 }
 
 // lookAround wakes manageLoop.
@@ -324,10 +364,11 @@ func (t *Torrent) candidates(now time.Time) []*candidate {
 	defer t.mu.Unlock()
 	met := map[[20]byte]bool{t.id: true}
 	at := map[netip.AddrPort]bool{}
+	count := 0
 	for c := range t.conns {
 		met[c.id], at[c.addr] = true, true
+		count += btoi(c.origin != transport.FromServer)
 	}
-	count := len(t.conns)
 	for _, c := range t.known {
 		count += btoi(c.dialing && !met[c.id])
 	}
@@ -388,11 +429,12 @@ func (t *Torrent) attach(c *conn) bool {
 		other.close()
 		t.detachLocked(other)
 	}
-	if len(t.conns) >= t.max {
+	if len(t.conns) >= t.max && c.origin != transport.FromServer {
 		return false
 	}
 	t.conns[c] = true
 	c.introduce()
+	t.refresh()
 	return true
 }
 
@@ -411,7 +453,9 @@ func (t *Torrent) detachLocked(c *conn) {
 		t.copies[n] -= int32(btoi(c.has.get(n)))
 	}
 	t.abandon(c)
-	t.fillAll()
+	t.forget(c)
+	t.fill(time.Now())
+	t.handOut(time.Now())
 	t.lookAround()
 }
 
@@ -421,132 +465,18 @@ func (t *Torrent) gains(c *conn, n int) {
 		return
 	}
 	c.has.set(n)
+	c.dry = false
 	c.hasN++
 	t.copies[n]++
 	c.useful += btoi(!t.spare.get(n))
+	t.taken(c, n)
 }
 
-// stalls takes the pieces back from connections that bring nothing.
-func (t *Torrent) stalls(now time.Time) {
-	for c := range t.conns {
-		if len(c.open) == 0 || c.storing {
-			continue
-		}
-		if now.Sub(c.lastBlock) > stallAfter {
-			t.abandon(c)
-			c.paused = now.Add(stallAfter)
-			if c.stalled++; c.stalled >= maxStalls {
-				c.close()
-			}
-		}
-	}
-}
-
-// abandon gives the pieces a connection was fetching back to all.
-func (t *Torrent) abandon(c *conn) {
-	for _, d := range c.open {
-		for b, state := range d.blocks {
-			if state == asked {
-				c.send(d.message(pp.Cancel, b))
-				c.late++
-			}
-		}
-		t.close(d)
-	}
-	c.open, c.inflight = nil, 0
-}
-
-// close ends the fetching of a piece.
-func (t *Torrent) close(d *download) {
-	t.pieces.Release(d.piece)
-	t.open--
-	t.free = append(t.free, d.buf[:cap(d.buf)])
-	if t.done || t.gone {
-		t.release(len(t.free))
-	} else if len(t.free) > maxFree {
-		t.release(1)
-	}
-}
-
-// buffer is one for a piece, or nil when there are enough in use. A torrent
-// that has none gets one whatever the others have.
-func (t *Torrent) buffer() []byte {
-	if last := len(t.free) - 1; last >= 0 {
-		b := t.free[last]
-		t.free = t.free[:last]
-		return b
-	}
-	if t.peer.buffers.Add(t.info.PieceLength) > maxFetching && t.open > 0 {
-		t.peer.buffers.Add(-t.info.PieceLength)
-		return nil
-	}
-	return make([]byte, t.info.PieceLength)
-}
-
-// release gives up the last n buffers that are free.
-func (t *Torrent) release(n int) {
-	t.peer.buffers.Add(-int64(n) * t.info.PieceLength)
-	keep := len(t.free) - n
-	clear(t.free[keep:])
-	t.free = t.free[:keep]
-}
-
-func (t *Torrent) fillAll() {
-	for c := range t.conns {
-		t.fill(c)
-	}
-}
-
-// fill asks for as much as a connection may have in flight. A connection gets
-// a new piece only when all of the last one has been asked for.
-func (t *Torrent) fill(c *conn) {
-	if c.choked || c.useful == 0 || !t.conns[c] || t.failure != nil || time.Now().Before(c.paused) {
-		return
-	}
-	for depth := t.depth(); c.inflight < depth; {
-		d := c.pending()
-		if d == nil {
-			if d = t.choose(c); d == nil {
-				return
-			}
-			if len(c.open) == 0 {
-				c.lastBlock = time.Now() // the patience begins now
-			}
-			c.open = append(c.open, d)
-		}
-		b := d.next
-		d.blocks[b] = asked
-		d.next++
-		c.inflight++
-		c.send(d.message(pp.Request, b))
-	}
-}
-
-// depth shares the requests in flight between the connections in use.
-func (t *Torrent) depth() int {
-	used := 0
-	for c := range t.conns {
-		used += btoi(!c.choked && c.useful > 0)
-	}
-	return min(maxDepth, max(minDepth, maxBlocks/max(1, used)))
-}
-
-// choose claims the piece to get from a connection: preferred first, then the
-// rarest, then by our own lot.
-func (t *Torrent) choose(c *conn) *download {
-	buf := t.buffer()
-	if buf == nil {
-		return nil
-	}
-	n, ok := t.pieces.Claim(func(n int) (int64, bool) {
-		return int64(t.copies[n])<<32 | int64(t.rank[n]), c.has.get(n)
-	})
-	if !ok {
-		t.free = append(t.free, buf)
-		return nil
-	}
-	t.open++
-	return newDownload(n, buf[:t.info.PieceSize(n)])
+// availability is how many connections have each piece.
+func (t *Torrent) availability() []int32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.copies)
 }
 
 func btoi(b bool) int {

@@ -1,0 +1,311 @@
+package swarm
+
+import (
+	"slices"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"rookery/transport"
+)
+
+// What is asked of whom. A piece comes whole from one peer, so that a bad one
+// has one culprit, and is passed on when it is complete: what counts is that
+// every uplink has something to send, and that nothing stands in a queue.
+const (
+	stockBlock  = 16 << 10 // bytes of one request to a stock client
+	ownBlock    = 64 << 10 // to one of ours
+	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
+	maxFree     = 8        // buffers that a torrent keeps for its next pieces
+
+	minAsking = 12                     // pieces asked of nodes at a time, or
+	askAhead  = 100 * time.Millisecond // what comes in that time, when that is more
+	maxOpen   = 2                      // of these of one node
+	breather  = 50 * time.Millisecond  // before a node that is busy is asked again
+
+	stallAfter = 5 * time.Second // without a byte: the piece is asked elsewhere
+	maxStalls  = 6               // one after the other: the connection is given up
+	maxTaken   = 2               // times that a piece is taken from one peer for another
+	slowAfter  = time.Second     // a piece is not taken from anybody before that
+)
+
+// A download is a piece on its way from one peer.
+type download struct {
+	piece   int
+	taken   int // times
+	since   time.Time
+	buf     []byte
+	size    int     // of a block, in bytes
+	blocks  []state // of each
+	missing int     // blocks
+	reading bool    // a block is being read into buf
+	dropped bool    // whoever reads it gives buf back
+}
+
+// state is how far a block is.
+type state byte
+
+const (
+	asked state = iota
+	got
+	forgone
+)
+
+func newDownload(piece int, buf []byte, size int, now time.Time) *download {
+	count := (len(buf) + size - 1) / size
+	return &download{piece: piece, since: now, buf: buf, size: size, blocks: make([]state, count), missing: count}
+}
+
+// block is the place of block b in its piece.
+func (d *download) block(b int) (begin, length int) {
+	begin = b * d.size
+	return begin, min(d.size, len(d.buf)-begin)
+}
+
+func (d *download) message(kind pp.MessageType, b int) pp.Message {
+	begin, length := d.block(b)
+	return pp.Message{Type: kind, Index: pp.Integer(d.piece), Begin: pp.Integer(begin), Length: pp.Integer(length)}
+}
+
+// find is the block that was asked for with these numbers.
+func (c *conn) find(piece, begin, size int64) (*download, int) {
+	for _, d := range c.open {
+		b := int(begin / int64(d.size))
+		if int64(d.piece) == piece && b < len(d.blocks) && d.blocks[b] == asked {
+			if at, length := d.block(b); int64(at) == begin && int64(length) == size {
+				return d, b
+			}
+		}
+	}
+	return nil, 0
+}
+
+// fill asks for as many pieces as keep our link busy. What a server offers is
+// taken whatever else is asked: it offers no more than it can send.
+func (t *Torrent) fill(now time.Time) {
+	if t.failure != nil || t.gone {
+		return
+	}
+	asking := 0
+	for c := range t.conns {
+		if c.origin == transport.FromServer {
+			for t.can(c, now) && t.ask(c, now) {
+			}
+		} else {
+			asking += len(c.open)
+		}
+	}
+	for limit := t.ahead(minAsking, askAhead, t.down); asking < limit; {
+		c := t.idlest(now)
+		if c == nil {
+			t.takeOver(now)
+			break
+		}
+		asking += btoi(t.ask(c, now))
+	}
+}
+
+// can says whether there may be something to ask of a connection.
+func (t *Torrent) can(c *conn, now time.Time) bool {
+	return !c.choked && c.useful > 0 && !c.dry && !now.Before(c.paused)
+}
+
+// idlest is a node that can be asked for more, one of whom we ask the least.
+// Which of these is a matter of chance: all that know who is quick go there.
+func (t *Torrent) idlest(now time.Time) (best *conn) {
+	var count int
+	for c := range t.conns {
+		if c.origin == transport.FromServer || len(c.open) >= maxOpen || !t.can(c, now) {
+			continue
+		}
+		switch {
+		case best == nil || len(c.open) < len(best.open):
+			best, count = c, 1
+		case len(c.open) == len(best.open):
+			if count++; t.chance.IntN(count) == 0 {
+				best = c
+			}
+		}
+	}
+	return best
+}
+
+// ahead is how many pieces fit into a time at a rate, at least least.
+func (t *Torrent) ahead(least int, d time.Duration, rate int64) int {
+	return max(least, int(rate*int64(d)/int64(time.Second)/t.info.PieceLength))
+}
+
+// ask asks a connection for one more piece, unless it has none for us.
+func (t *Torrent) ask(c *conn, now time.Time) bool {
+	buf := t.buffer()
+	if buf == nil {
+		c.dry = true // until a buffer is free
+		return false
+	}
+	n, ok := t.pieces.Claim(func(n int) (int64, bool) {
+		return int64(t.copies[n])<<32 | int64(t.rank[n]), c.has.get(n)
+	})
+	if !ok {
+		t.free = append(t.free, buf)
+		c.dry = true
+		return false
+	}
+	t.open++
+	t.askFor(c, newDownload(n, buf[:t.info.PieceSize(n)], c.block, now))
+	return true
+}
+
+func (t *Torrent) askFor(c *conn, d *download) {
+	if len(c.open) == 0 {
+		c.heard = d.since // the patience begins now
+	}
+	c.open = append(c.open, d)
+	for b := range d.blocks {
+		c.enqueue(d.message(pp.Request, b).MustMarshalBinary())
+	}
+	c.wake()
+}
+
+// takeOver asks an idle peer for a piece that another one is slow with. There
+// is nothing else left to ask for: the slow ones are not to be waited for.
+func (t *Torrent) takeOver(now time.Time) {
+	var from *conn
+	var slow *download
+	for c := range t.conns {
+		for _, d := range c.open {
+			if (slow == nil || d.since.Before(slow.since)) && d.taken < maxTaken && !d.reading && now.Sub(d.since) > max(slowAfter, 3*t.usual) {
+				from, slow = c, d
+			}
+		}
+	}
+	if slow == nil {
+		return
+	}
+	for c := range t.conns {
+		if c != from && len(c.open) == 0 && !c.choked && c.has.get(slow.piece) && !now.Before(c.paused) {
+			from.forgo(slow, true)
+			next := newDownload(slow.piece, slow.buf, c.block, now)
+			next.taken = slow.taken + 1
+			t.askFor(c, next)
+			return
+		}
+	}
+}
+
+// forgo strikes a piece off the list of a connection. Blocks of it may still come.
+func (c *conn) forgo(d *download, cancel bool) {
+	for b, state := range d.blocks {
+		if state == asked {
+			d.blocks[b] = forgone
+			c.late++
+			if cancel {
+				c.send(d.message(pp.Cancel, b))
+			}
+		}
+	}
+	c.open = slices.DeleteFunc(c.open, func(other *download) bool { return other == d })
+}
+
+// abandon gives the pieces a connection was fetching back to all.
+func (t *Torrent) abandon(c *conn) {
+	for len(c.open) > 0 {
+		d := c.open[0]
+		c.forgo(d, true)
+		t.drop(d)
+	}
+}
+
+// drop ends the fetching of a piece that others may fetch now.
+func (t *Torrent) drop(d *download) {
+	t.pieces.Release(d.piece)
+	t.end(d)
+}
+
+// end gives back what a download used.
+func (t *Torrent) end(d *download) {
+	for c := range t.conns {
+		c.dry = false
+	}
+	t.open--
+	if d.reading {
+		d.dropped = true
+		return
+	}
+	t.recycle(d.buf)
+}
+
+func (t *Torrent) recycle(buf []byte) {
+	t.free = append(t.free, buf[:cap(buf)])
+	if t.done || t.gone {
+		t.release(len(t.free))
+	} else if len(t.free) > maxFree {
+		t.release(1)
+	}
+}
+
+// buffer is one for a piece, or nil when there are enough in use. A torrent
+// that has none gets one whatever the others have.
+func (t *Torrent) buffer() []byte {
+	if last := len(t.free) - 1; last >= 0 {
+		b := t.free[last]
+		t.free = t.free[:last]
+		return b
+	}
+	if t.peer.buffers.Add(t.info.PieceLength) > maxFetching && t.open > 0 {
+		t.peer.buffers.Add(-t.info.PieceLength)
+		return nil
+	}
+	return make([]byte, t.info.PieceLength)
+}
+
+// release gives up the last n buffers that are free.
+func (t *Torrent) release(n int) {
+	t.peer.buffers.Add(-int64(n) * t.info.PieceLength)
+	keep := len(t.free) - n
+	clear(t.free[keep:])
+	t.free = t.free[:keep]
+}
+
+// stalls takes the pieces back from connections that bring nothing.
+func (t *Torrent) stalls(now time.Time) {
+	for c := range t.conns {
+		if len(c.open) == 0 || c.storing || now.Sub(c.heard) <= stallAfter {
+			continue
+		}
+		t.abandon(c)
+		c.paused = now.Add(stallAfter)
+		if c.stalled++; c.stalled >= maxStalls {
+			c.close()
+		}
+	}
+}
+
+// refused takes note that a peer does not give a block: one of ours has enough
+// to send already, and will have time soon.
+func (t *Torrent) refused(c *conn, m *pp.Message, now time.Time) error {
+	d, b := c.find(int64(m.Index), int64(m.Begin), int64(m.Length))
+	if d == nil {
+		if c.late--; c.late < 0 {
+			return errUnasked
+		}
+		return nil
+	}
+	d.blocks[b] = forgone
+	c.forgo(d, !c.ours)
+	t.drop(d)
+	pause := time.Second
+	if c.ours {
+		pause = breather/2 + time.Duration(t.chance.Int64N(int64(breather)))
+	}
+	c.paused = now.Add(pause)
+	t.later()
+	return nil
+}
+
+// later fills again when a pause is over.
+func (t *Torrent) later() {
+	if !t.waiting {
+		t.waiting = true
+		t.nap <- struct{}{}
+	}
+}

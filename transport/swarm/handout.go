@@ -1,0 +1,175 @@
+package swarm
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"rookery/transport"
+)
+
+// A server tells nobody that it has everything: all would ask it for the same
+// pieces, and its uplink is what everybody waits for. It tells one peer of one
+// piece at a time (BEP 16), the one that fewest have, so that each piece is given
+// out once before any twice, and again when nobody else has it.
+const (
+	minOffers   = 8                      // pieces on offer at a time, or
+	offerAhead  = 300 * time.Millisecond // what leaves in that time, when that is more
+	maxOffering = 16 << 20               // bytes on offer at a time
+	offerFor    = 2 * time.Second        // then an offer is not waited for
+	greetFor    = time.Second            // for a peer to say what it has a use for
+)
+
+// A handout is what a server offers of one torrent.
+type handout struct {
+	first   []bool // pieces that are given out before others: the index
+	offers  []offer
+	offered []int32 // how many of offers a piece is in
+	turn    int
+}
+
+// An offer is a piece that one peer was told of and does not have yet.
+type offer struct {
+	to    *conn
+	piece int
+	at    time.Time
+}
+
+// A client is what a server knows of a peer.
+type client struct {
+	told   bitset // pieces that it was told of
+	use    []bool // pieces that it has a use for; nil: all
+	met    bool   // it has said so, or has nothing to say
+	since  time.Time
+	fresh  bool // there may be something to tell
+	offers int  // on offer to it
+	turn   int  // when it was last offered something
+}
+
+func newHandout(pieces *transport.Pieces) handout {
+	return handout{first: pieces.Preferred(), offered: make([]int32, len(pieces.Info().Hashes))}
+}
+
+func newClient(pieces int) client {
+	return client{told: newBitset(pieces), since: time.Now()}
+}
+
+// handOut offers pieces as long as the uplink has too little to do.
+func (t *Torrent) handOut(now time.Time) {
+	if !t.seeder || t.gone {
+		return
+	}
+	waiting := 0
+	for _, o := range t.offers {
+		waiting += btoi(now.Sub(o.at) < offerFor)
+	}
+	most := max(1, int(maxOffering/t.info.PieceLength))
+	for limit := min(t.ahead(minOffers, offerAhead, t.up), max(most, minOffers)); waiting < limit; {
+		c := t.next(limit)
+		if c == nil {
+			return
+		}
+		n := rarest(t.copies, t.offered, t.first, func(n int) bool {
+			return (c.use == nil || c.use[n]) && !c.has.get(n) && !c.told.get(n)
+		})
+		if n < 0 {
+			c.fresh = false
+			continue
+		}
+		t.offers = append(t.offers, offer{c, n, now})
+		t.offered[n]++
+		c.told.set(n)
+		c.offers++
+		t.turn++
+		c.turn = t.turn
+		c.send(pp.Message{Type: pp.Have, Index: pp.Integer(n)})
+		waiting++
+	}
+}
+
+// next is who gets the next piece: who has the fewest on offer, and of these who
+// has waited longest. So a quick one gets more than a slow one.
+func (t *Torrent) next(limit int) (best *conn) {
+	for c := range t.conns {
+		if !c.fresh || !c.met || c.offers >= limit {
+			continue
+		}
+		if best == nil || c.offers < best.offers || c.offers == best.offers && c.turn < best.turn {
+			best = c
+		}
+	}
+	return best
+}
+
+// rarest is the piece that fewest have or are offered, of these one that is to
+// go first, of these the first; -1 is none.
+func rarest(copies, offered []int32, first []bool, may func(n int) bool) int {
+	best, least := -1, int32(0)
+	for n := range copies {
+		many := 2*(copies[n]+offered[n]) + int32(btoi(!first[n]))
+		if (best < 0 || many < least) && may(n) {
+			best, least = n, many
+		}
+	}
+	return best
+}
+
+// refresh lets handOut look at everybody again.
+func (t *Torrent) refresh() {
+	for c := range t.conns {
+		c.fresh = true
+		c.met = c.met || !c.ltep
+	}
+}
+
+// greetLate no longer waits for what peers may have to say.
+func (t *Torrent) greetLate(now time.Time) {
+	if !t.seeder {
+		return
+	}
+	for c := range t.conns {
+		c.met = c.met || now.Sub(c.since) > greetFor
+	}
+}
+
+// uses notes what a peer has a use for: a bitfield, or nothing for everything.
+func (c *conn) uses(field string) error {
+	count := len(c.t.copies)
+	c.met, c.fresh, c.use = true, true, nil
+	if field == "" {
+		return nil
+	}
+	if len(field) != (count+7)/8 {
+		return fmt.Errorf("%s: %d bytes for %d pieces", usesKey, len(field), count)
+	}
+	c.use = make([]bool, count)
+	for n := range c.use {
+		c.use[n] = field[n/8]>>(7-n%8)&1 == 1
+	}
+	return nil
+}
+
+// taken ends the offer of a piece that a peer has now.
+func (t *Torrent) taken(c *conn, n int) {
+	t.withdraw(func(o offer) bool { return o.to == c && o.piece == n })
+}
+
+// forget ends the offers to a peer that is gone. What only it had is to be
+// given out again.
+func (t *Torrent) forget(c *conn) {
+	t.withdraw(func(o offer) bool { return o.to == c })
+	t.refresh()
+}
+
+func (t *Torrent) withdraw(which func(offer) bool) {
+	t.offers = slices.DeleteFunc(t.offers, func(o offer) bool {
+		if !which(o) {
+			return false
+		}
+		t.offered[o.piece]--
+		o.to.offers--
+		return true
+	})
+}
