@@ -4,13 +4,15 @@
 package tracker
 
 import (
-	"errors"
+	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,22 +25,45 @@ import (
 
 // Bounds of what strangers can make it keep and send.
 const (
-	maxPeers   = 20_000 // of one torrent
-	maxServers = 8      // of these, told to everybody
-	maxAnswer  = 50     // peers in one answer
-	maxScrape  = 64     // torrents in one scrape
+	maxPeers     = 20_000  // of one torrent
+	maxMembers   = 100_000 // of all torrents
+	maxOfAddress = 64      // peers of one torrent: a machine is one address
+	maxServers   = 8       // of one torrent
+	maxRecent    = 64      // newcomers of one torrent that are remembered as such
+	maxHeld      = 1000    // answers that are held
+	maxScrape    = 64      // torrents in one scrape
+	maxQuery     = 8 << 10
 )
 
-// A peer that is not heard of for this long is gone: several intervals, for
-// nodes whose network or processor is slow.
-const forget = 45 * time.Second
+const (
+	// A peer that is not heard of for this long beyond its interval is gone:
+	// several intervals, for nodes whose network or processor is slow.
+	forget = 45 * time.Second
+
+	// Who waits hears of all who join within this time together. With each who
+	// waits it grows by perWaiter, so that a crowd that comes and comes is
+	// answered a thousand times a second at the most.
+	gather    = 100 * time.Millisecond
+	perWaiter = time.Millisecond
+
+	// Who is to come back later than this gets its connection closed: one that is
+	// open costs more memory than the peer itself.
+	keepOpen = 7 // seconds
+)
 
 // A Tracker answers wire.PathAnnounce and wire.PathScrape.
 type Tracker struct {
+	// Rack names the rack a machine stands in, at once. Where it is nil or says "",
+	// that is the subnet: the /24 of an IPv4 address, the /64 of an IPv6 address.
+	Rack func(netip.Addr) string
+
 	known func(infohash [20]byte) bool
 
-	mu     sync.Mutex
-	swarms map[[20]byte]*group
+	mu      sync.Mutex
+	swarms  map[[20]byte]*group
+	members int // of all swarms
+	held    int // answers
+	swept   time.Time
 }
 
 // New is a tracker for the torrents that known says yes to.
@@ -55,12 +80,52 @@ func (t *Tracker) Incomplete(infohash [20]byte) int {
 func (t *Tracker) count(infohash [20]byte) (complete, incomplete int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.sweep(time.Now())
 	s := t.swarms[infohash]
 	if s == nil {
 		return 0, 0
 	}
-	s.sweep(time.Now())
-	return s.complete, len(s.peers) - s.complete
+	return s.complete, s.incomplete()
+}
+
+// sweep removes peers that are gone, and swarms of nobody, looking once a second.
+func (t *Tracker) sweep(now time.Time) {
+	if now.Sub(t.swept) < time.Second {
+		return
+	}
+	t.swept = now
+	members := 0
+	for hash, s := range t.swarms {
+		s.sweep(now, forget+time.Duration(t.interval(s))*time.Second)
+		if members += len(s.peers); len(s.peers) == 0 {
+			delete(t.swarms, hash)
+		}
+	}
+	t.members = members
+}
+
+// interval is short, so that a server or tracker that comes back is found
+// again, and grows with the swarms to bound the load.
+func (t *Tracker) interval(s *group) int {
+	seconds := 10
+	if s.incomplete() > 0 {
+		seconds = 5
+	}
+	return min(60, seconds+t.members/400)
+}
+
+func (t *Tracker) rack(addr netip.Addr) string {
+	if t.Rack != nil {
+		if rack := t.Rack(addr); rack != "" {
+			return rack
+		}
+	}
+	bits := 24
+	if addr.Is6() {
+		bits = 64
+	}
+	subnet, _ := addr.Prefix(bits) // fails for no address
+	return subnet.String()
 }
 
 func (t *Tracker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -83,6 +148,9 @@ func (t *Tracker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	if a, ok := answer.(response); ok && a.Interval > keepOpen {
+		w.Header().Set("Connection", "close")
+	}
 	w.Header().Set("Content-Type", "text/plain")
 	w.Write(b) // a client that went away is no news
 }
@@ -94,7 +162,8 @@ type announcement struct {
 	port     uint16
 	left     int64
 	want     int
-	stopped  bool
+	wait     int // seconds for which it likes to wait for news; no standard has this
+	event    string
 }
 
 // response is in the order of its keys, as bencode wants it.
@@ -103,8 +172,9 @@ type response struct {
 	Incomplete int    `bencode:"incomplete"`
 	Interval   int    `bencode:"interval"`
 	Min        int    `bencode:"min interval"`
-	Peers      string `bencode:"peers"`
-	Peers6     string `bencode:"peers6,omitempty"`
+	Peers      []byte `bencode:"peers"`
+	Peers6     []byte `bencode:"peers6,omitempty"`
+	Wait       int    `bencode:"wait,omitempty"` // seconds for which the next answer would be held
 }
 
 func (t *Tracker) announce(r *http.Request) (response, error) {
@@ -119,15 +189,101 @@ func (t *Tracker) announce(r *http.Request) (response, error) {
 	if !t.known(a.infohash) {
 		return response{}, fmt.Errorf("torrent %x is not served here", a.infohash)
 	}
-	from, local := remote.Addr().Unmap(), localAddr(r)
+	from, local := remote.Addr().Unmap().WithZone(""), localAddr(r)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.sweep(time.Now())
 	s := t.swarms[a.infohash]
 	if s == nil {
-		s = &group{at: map[netip.AddrPort]int{}, servers: map[netip.AddrPort]bool{}}
+		s = newGroup()
 		t.swarms[a.infohash] = s
 	}
-	return s.announce(a, from, local, time.Now())
+	p, err := t.take(s, a, netip.AddrPortFrom(from, a.port), from == local)
+	if err != nil {
+		return response{}, err
+	}
+	var newcomers []*peer
+	switch {
+	case p == nil:
+	case a.wait > 0 && a.event == "" && p.told > 0 && !p.waits && t.held < maxHeld:
+		newcomers = t.hold(r.Context(), s, p, time.Duration(min(a.wait, t.interval(s)))*time.Second)
+		if r.Context().Err() == nil {
+			p.seen = time.Now()
+		}
+	default:
+		newcomers = s.newcomers(p, rand.IntN)
+	}
+	answer := s.answer(p, newcomers, a.want, local)
+	answer.Interval = t.interval(s)
+	answer.Min = answer.Interval
+	if t.held < maxHeld {
+		answer.Wait = answer.Interval
+	}
+	return answer, nil
+}
+
+// take notes what a peer says of itself. It is nil when it says goodbye.
+func (t *Tracker) take(s *group, a announcement, addr netip.AddrPort, here bool) (*peer, error) {
+	before := len(s.peers)
+	defer func() { t.members += len(s.peers) - before }()
+	if a.event == "stopped" {
+		if p := s.find(addr); p != nil {
+			s.leave(p)
+		}
+		return nil, nil
+	}
+	if t.members >= maxMembers && s.find(addr) == nil {
+		return nil, fmt.Errorf("%d peers of all torrents are enough", t.members)
+	}
+	p, err := s.join(addr, t.rack)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.HasPrefix(a.id[:], []byte("-RKS")) && len(s.servers) < maxServers && !slices.Contains(s.servers, p) {
+		s.servers = append(s.servers, p)
+	}
+	p.here, p.seen = here, time.Now()
+	s.is(p, a.left == 0)
+	if len(s.peers) > before || a.event == "started" {
+		s.came(p)
+	}
+	return p, nil
+}
+
+// hold waits until there is news for p, at most for d, or until ctx ends. It
+// gives the lock away meanwhile.
+func (t *Tracker) hold(ctx context.Context, s *group, p *peer, d time.Duration) (newcomers []*peer) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	p.waits = true
+	t.held++
+	defer func() {
+		p.waits = false
+		t.held--
+	}()
+	for ctx.Err() == nil && p.index >= 0 {
+		if p.told == s.joins && !s.settled(p) {
+			await(ctx, &t.mu, s.changed())
+			continue
+		}
+		timer := time.NewTimer(gather + time.Duration(t.held)*perWaiter)
+		await(ctx, &t.mu, timer.C)
+		timer.Stop()
+		if newcomers = s.newcomers(p, rand.IntN); len(newcomers) > 0 || s.settled(p) {
+			break
+		}
+	}
+	return newcomers
+}
+
+// await gives mu away until there is something in c or ctx ends.
+func await[T any](ctx context.Context, mu *sync.Mutex, c <-chan T) {
+	mu.Unlock()
+	defer mu.Lock()
+	select {
+	case <-ctx.Done():
+	case <-c:
+	}
 }
 
 // localAddr is the server's address as the client sees it, if it is known.
@@ -141,43 +297,76 @@ func localAddr(r *http.Request) netip.Addr {
 // parse reads the query of an announce. The peer's address is that of its
 // connection: nobody can announce somebody else.
 func parse(query string) (a announcement, err error) {
-	values, err := parseQuery(query)
+	a.want = maxAnswer
+	var hash, id, port, left string
+	err = eachField(query, func(key, value string) {
+		switch key {
+		case "info_hash":
+			hash = value
+		case "peer_id":
+			id = value
+		case "port":
+			port = value
+		case "left":
+			left = value
+		case "event":
+			a.event = value
+		case "numwant":
+			if n, err := strconv.Atoi(value); err == nil && n >= 0 {
+				a.want = min(n, maxAnswer)
+			}
+		case "wait":
+			if n, err := strconv.Atoi(value); err == nil {
+				a.wait = min(max(n, 0), 60)
+			}
+		}
+	})
 	if err != nil {
 		return a, err
 	}
-	for _, id := range []struct {
-		key string
-		to  *[20]byte
-	}{{"info_hash", &a.infohash}, {"peer_id", &a.id}} {
-		v := values.Get(id.key)
-		if len(v) != 20 {
-			return a, fmt.Errorf("%s has %d bytes, want 20", id.key, len(v))
-		}
-		copy(id.to[:], v)
+	if len(hash) != 20 || len(id) != 20 {
+		return a, fmt.Errorf("info_hash has %d bytes and peer_id %d, want 20 each", len(hash), len(id))
 	}
-	port, err := strconv.ParseUint(values.Get("port"), 10, 16)
-	if err != nil || port == 0 {
-		return a, fmt.Errorf("port %.20q", values.Get("port"))
+	copy(a.infohash[:], hash)
+	copy(a.id[:], id)
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return a, fmt.Errorf("port %.20q", port)
 	}
-	a.port = uint16(port)
-	if a.left, err = strconv.ParseInt(values.Get("left"), 10, 64); err != nil || a.left < 0 {
-		return a, fmt.Errorf("left %.20q", values.Get("left"))
+	a.port = uint16(n)
+	if a.left, err = strconv.ParseInt(left, 10, 64); err != nil || a.left < 0 {
+		return a, fmt.Errorf("left %.20q", left)
 	}
-	a.want = maxAnswer
-	if n, err := strconv.Atoi(values.Get("numwant")); err == nil && n >= 0 {
-		a.want = min(n, maxAnswer)
-	}
-	a.stopped = values.Get("event") == "stopped"
 	return a, nil
+}
+
+// eachField reads a query without keeping it: it may have thousands of fields.
+func eachField(query string, field func(key, value string)) error {
+	if len(query) > maxQuery {
+		return fmt.Errorf("query has %d bytes, want at most %d", len(query), maxQuery)
+	}
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		value, err := url.QueryUnescape(value)
+		if err != nil {
+			return fmt.Errorf("%.20s: %w", key, err)
+		}
+		field(key, value)
+	}
+	return nil
 }
 
 // scrape counts the peers of the torrents asked for.
 func (t *Tracker) scrape(query string) (any, error) {
-	values, err := parseQuery(query)
+	var hashes []string
+	err := eachField(query, func(key, value string) {
+		if key == "info_hash" {
+			hashes = append(hashes, value)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
-	hashes := values["info_hash"]
 	if len(hashes) > maxScrape {
 		return nil, fmt.Errorf("%d torrents, want at most %d", len(hashes), maxScrape)
 	}
@@ -198,146 +387,4 @@ func (t *Tracker) scrape(query string) (any, error) {
 		}
 	}
 	return map[string]any{"files": files}, nil
-}
-
-func parseQuery(query string) (url.Values, error) {
-	if len(query) > 8<<10 {
-		return nil, errors.New("query too long")
-	}
-	return url.ParseQuery(query)
-}
-
-// A peer is where and how far a member of a swarm is.
-type peer struct {
-	addr     netip.AddrPort
-	here     bool // on this very machine
-	complete bool
-	seen     time.Time
-}
-
-// A group is the peers of one torrent. They are in a slice, to draw lots.
-type group struct {
-	peers    []peer
-	at       map[netip.AddrPort]int  // index in peers
-	servers  map[netip.AddrPort]bool // Rookery servers, by their peer ids
-	complete int
-	swept    time.Time
-}
-
-func (s *group) announce(a announcement, from, local netip.Addr, now time.Time) (response, error) {
-	s.sweep(now)
-	self := netip.AddrPortFrom(from, a.port)
-	i, old := s.at[self]
-	switch {
-	case a.stopped && old:
-		s.remove(i)
-	case a.stopped:
-	case !old && len(s.peers) >= maxPeers:
-		return response{}, fmt.Errorf("%d peers are enough", maxPeers)
-	default:
-		if !old {
-			i = len(s.peers)
-			s.at[self] = i
-			s.peers = append(s.peers, peer{})
-		}
-		s.complete += btoi(a.left == 0) - btoi(s.peers[i].complete)
-		s.peers[i] = peer{
-			addr:     self,
-			here:     from == local,
-			complete: a.left == 0,
-			seen:     now,
-		}
-		if strings.HasPrefix(string(a.id[:]), "-RKS") && len(s.servers) < maxServers {
-			s.servers[self] = true
-		}
-	}
-	answer := response{Complete: s.complete, Incomplete: len(s.peers) - s.complete, Interval: s.interval()}
-	answer.Min = answer.Interval
-	for _, p := range s.draw(self, a.want, a.left == 0) {
-		addr := p.addr.Addr()
-		if p.here && local.IsValid() {
-			addr = local // the address under which the asker reaches this machine
-		}
-		b, _ := netip.AddrPortFrom(addr, p.addr.Port()).MarshalBinary() // never fails
-		b[len(b)-1], b[len(b)-2] = b[len(b)-2], b[len(b)-1]             // it writes the port little-endian
-		if addr.Is4() {
-			answer.Peers += string(b)
-		} else {
-			answer.Peers6 += string(b)
-		}
-	}
-	return answer, nil
-}
-
-// draw chooses up to want peers for the one at self: servers first, then by
-// lot, so that the swarm has no islands. Who is complete needs no one who is.
-func (s *group) draw(self netip.AddrPort, want int, complete bool) []peer {
-	me, member := s.at[self]
-	if !member {
-		return nil // it has just said goodbye
-	}
-	var out []peer
-	drawn := map[int]bool{me: true}
-	take := func(i int) {
-		if len(out) < want && !drawn[i] && !(complete && s.peers[i].complete) {
-			out = append(out, s.peers[i])
-		}
-		drawn[i] = true
-	}
-	for addr := range s.servers {
-		take(s.at[addr])
-	}
-	if len(s.peers) <= 4*maxAnswer {
-		for _, i := range rand.Perm(len(s.peers)) {
-			take(i)
-		}
-		return out
-	}
-	for range 4 * maxAnswer {
-		take(rand.IntN(len(s.peers)))
-	}
-	return out
-}
-
-// interval is short, so that a server or tracker that comes back is found
-// again, and grows with the swarm to bound the load.
-func (s *group) interval() int {
-	seconds := 10
-	if len(s.peers) > s.complete {
-		seconds = 5
-	}
-	return seconds + len(s.peers)/400
-}
-
-// sweep removes who was not heard of for long, looking once a second.
-func (s *group) sweep(now time.Time) {
-	if now.Sub(s.swept) < time.Second {
-		return
-	}
-	s.swept = now
-	for i := len(s.peers) - 1; i >= 0; i-- {
-		if now.Sub(s.peers[i].seen) > forget+time.Duration(s.interval())*time.Second {
-			s.remove(i)
-		}
-	}
-}
-
-// remove takes peer i out; the last one gets its place.
-func (s *group) remove(i int) {
-	s.complete -= btoi(s.peers[i].complete)
-	delete(s.at, s.peers[i].addr)
-	delete(s.servers, s.peers[i].addr)
-	last := len(s.peers) - 1
-	if i != last {
-		s.peers[i] = s.peers[last]
-		s.at[s.peers[i].addr] = i
-	}
-	s.peers = s.peers[:last]
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +38,7 @@ type answer struct {
 	Interval   int    `bencode:"interval"`
 	Peers      string `bencode:"peers"`
 	Peers6     string `bencode:"peers6"`
+	Wait       int    `bencode:"wait"`
 }
 
 func (a answer) addrs() (out []string) {
@@ -114,6 +116,46 @@ func TestSixes(t *testing.T) {
 	}
 }
 
+func TestRack(t *testing.T) {
+	named := func(addr netip.Addr) string {
+		if addr == netip.MustParseAddr("10.0.0.1") {
+			return "r1"
+		}
+		return ""
+	}
+	for _, tt := range []struct {
+		rack       func(netip.Addr) string
+		addr, want string
+	}{
+		{nil, "10.0.0.1", "10.0.0.0/24"},
+		{nil, "10.0.1.1", "10.0.1.0/24"},
+		{nil, "2001:db8:1:2:3::4", "2001:db8:1:2::/64"},
+		{named, "10.0.0.1", "r1"},
+		{named, "10.0.0.2", "10.0.0.0/24"},
+	} {
+		tr := newTracker()
+		tr.Rack = tt.rack
+		if got := tr.rack(netip.MustParseAddr(tt.addr)); got != tt.want {
+			t.Errorf("%s is in %s, want %s", tt.addr, got, tt.want)
+		}
+	}
+}
+
+func TestNeighboursFirst(t *testing.T) {
+	tr := newTracker()
+	for i := range 6 {
+		announce(t, tr, "-RKP1-", fmt.Sprintf("10.0.%d.%d", i%2, 2+i), 6881, 5, "")
+	}
+	a := announce(t, tr, "-RKP1-", "10.0.0.100", 6881, 5, "")
+	subnets := ""
+	for p := a.Peers; p != ""; p = p[6:] {
+		subnets += fmt.Sprint(p[2])
+	}
+	if subnets != "001011" {
+		t.Fatalf("named peers of subnets %s, want 001011", subnets)
+	}
+}
+
 // The seeder beside the tracker is told under the address the asker knows.
 func TestServerBesideTheTracker(t *testing.T) {
 	tr := newTracker()
@@ -161,23 +203,45 @@ func TestTheDeadAreForgotten(t *testing.T) {
 	})
 }
 
-func TestMemoryIsBounded(t *testing.T) {
-	s := &group{at: map[netip.AddrPort]int{}, servers: map[netip.AddrPort]bool{}}
-	now := time.Now()
-	var last error
-	for i := range maxPeers + 10 {
-		ip := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-		a := announcement{port: 6881, left: 1}
-		copy(a.id[:], "-RKS1-")
-		_, last = s.announce(a, ip, netip.Addr{}, now)
-	}
-	if last == nil || len(s.peers) != maxPeers || len(s.at) != maxPeers || len(s.servers) != maxServers {
-		t.Fatalf("%d peers, %d servers, %v", len(s.peers), len(s.servers), last)
-	}
-	s.sweep(now.Add(time.Hour))
-	if len(s.peers)+len(s.at)+len(s.servers)+s.complete != 0 {
-		t.Fatalf("after an hour: %d peers, %d servers, %d complete", len(s.peers), len(s.servers), s.complete)
-	}
+func TestMembersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := newTracker()
+		s := newGroup()
+		tr.swarms[ours] = s
+		join := func(n, port int) error {
+			ip := netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)})
+			a := announcement{infohash: ours, left: 1}
+			copy(a.id[:], "-RKS1-")
+			_, err := tr.take(s, a, netip.AddrPortFrom(ip, uint16(port)), false)
+			return err
+		}
+		for port := range 2 * maxOfAddress {
+			if err := join(0, 1+port); (err == nil) != (port < maxOfAddress) {
+				t.Fatalf("peer %d of one address: %v", port+1, err)
+			}
+		}
+		var last error
+		for n := range maxPeers {
+			last = join(1+n, 6881)
+		}
+		if last == nil || len(s.peers) != maxPeers || tr.members != maxPeers || len(s.servers) != maxServers || len(s.recent) != maxRecent {
+			t.Fatalf("%d peers, %d members, %d servers, %d recent, %v", len(s.peers), tr.members, len(s.servers), len(s.recent), last)
+		}
+		if err := join(1, 6881); err != nil {
+			t.Fatalf("a member: %v", err)
+		}
+		tr.members = maxMembers
+		if err := join(1, 6881); err != nil {
+			t.Fatalf("a member: %v", err)
+		}
+		time.Sleep(time.Hour)
+		if n := tr.Incomplete(ours); n != 0 || tr.members != 0 || len(tr.swarms) != 0 {
+			t.Fatalf("after an hour: %d incomplete, %d members, %d swarms", n, tr.members, len(tr.swarms))
+		}
+		if len(s.peers)+len(s.at)+len(s.racks)+len(s.servers)+s.complete != 0 {
+			t.Fatalf("after an hour: %+v", s)
+		}
+	})
 }
 
 func TestRefusals(t *testing.T) {
@@ -191,6 +255,9 @@ func TestRefusals(t *testing.T) {
 		"a large port":    func(v url.Values) { v.Set("port", "65536") },
 		"no left":         func(v url.Values) { v.Del("left") },
 		"negative left":   func(v url.Values) { v.Set("left", "-1") },
+		"huge left":       func(v url.Values) { v.Set("left", "99999999999999999999") },
+		"a huge port":     func(v url.Values) { v.Set("port", strings.Repeat("9", 4000)) },
+		"a hash too many": func(v url.Values) { v.Add("info_hash", "01234567890123456789") },
 		"a long query":    func(v url.Values) { v.Set("x", string(make([]byte, 9000))) },
 	} {
 		v := url.Values{}
@@ -202,6 +269,19 @@ func TestRefusals(t *testing.T) {
 		get(t, tr, "10.0.0.2:1", "", wire.PathAnnounce+"?"+v.Encode(), &a)
 		if a.Failure == "" {
 			t.Errorf("%s: no failure reason", name)
+		}
+	}
+	for name, query := range map[string]string{
+		"a bad escape":            "info_hash=%zz",
+		"thousands of hashes":     strings.Repeat("info_hash=a&", 600),
+		"more hashes than it may": strings.Repeat("info_hash=01234567890123456789&", maxScrape+1),
+	} {
+		for _, path := range []string{wire.PathAnnounce, wire.PathScrape} {
+			var a answer
+			get(t, tr, "10.0.0.2:1", "", path+"?"+query, &a)
+			if a.Failure == "" || len(a.Failure) > 100 {
+				t.Errorf("%s: %s: failure reason %q", path, name, a.Failure)
+			}
 		}
 	}
 	if len(tr.swarms) != 0 {
@@ -228,12 +308,12 @@ func TestScrape(t *testing.T) {
 }
 
 func FuzzQuery(f *testing.F) {
-	good := url.Values{"info_hash": {string(ours[:])}, "peer_id": {"-XX0000-901234567890"}, "port": {"1"}, "left": {"1"}, "numwant": {"-3"}}
+	good := url.Values{"info_hash": {string(ours[:])}, "peer_id": {"-XX0000-901234567890"}, "port": {"1"}, "left": {"1"}, "numwant": {"-3"}, "wait": {"99999999999999999999"}}
 	f.Add(good.Encode())
 	f.Add("info_hash=%zz")
 	f.Add("info_hash=aaaaaaaaaaaaaaaaaaaa&info_hash=b")
 	f.Fuzz(func(t *testing.T, query string) {
-		if a, err := parse(query); err == nil && (a.port == 0 || a.left < 0 || a.want < 0 || a.want > maxAnswer) {
+		if a, err := parse(query); err == nil && (a.port == 0 || a.left < 0 || a.want < 0 || a.want > maxAnswer || a.wait < 0 || a.wait > 60) {
 			t.Fatalf("%q: %+v", query, a)
 		}
 		tr := newTracker()
@@ -284,14 +364,5 @@ func TestSwarmMeetsHere(t *testing.T) {
 		if !bytes.Equal(store.Bytes(), content) {
 			t.Fatal("not the layer")
 		}
-	}
-}
-
-func BenchmarkAnnounce(b *testing.B) {
-	s := &group{at: map[netip.AddrPort]int{}, servers: map[netip.AddrPort]bool{}}
-	now := time.Now()
-	for i := 0; b.Loop(); i++ {
-		ip := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) // 65536 nodes, of which maxPeers are let in
-		s.announce(announcement{port: 6881, left: 1, want: 50}, ip, netip.Addr{}, now)
 	}
 }
