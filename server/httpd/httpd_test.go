@@ -28,6 +28,7 @@ import (
 	"rookery/server/httpd"
 	"rookery/server/store"
 	"rookery/transport"
+	"rookery/transport/tracker"
 	"rookery/wire"
 )
 
@@ -466,6 +467,54 @@ func TestServeEndsWithItsFollowers(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// An announce that waits for news does not hold up the end.
+func TestServeEndsWithItsPeers(t *testing.T) {
+	s := newServer(t)
+	track, waits := tracker.New(func([20]byte) bool { return true }), make(chan struct{})
+	s.Tracker = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("wait") != "" {
+			close(waits)
+		}
+		track.ServeHTTP(w, r)
+	})
+	public, _, _ := s.Routes()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- httpd.Serve(ctx, ln, public, slog.New(slog.DiscardHandler)) }()
+	ask := func(more string) string {
+		resp, err := http.Get("http://" + ln.Addr().String() + wire.PathAnnounce + "?info_hash=01234567890123456789&peer_id=01234567890123456789&port=1&left=1" + more)
+		if err != nil {
+			t.Error(err)
+			return ""
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	ask("")
+	held := make(chan string, 1)
+	go func() { held <- ask("&wait=60") }()
+	<-waits
+	stopped := time.Now()
+	stop()
+	if got := <-held; !strings.Contains(got, "8:intervali5e") {
+		t.Errorf("answered %q", got)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	if took := time.Since(stopped); took > 2*time.Second {
+		t.Errorf("the end took %v", took)
 	}
 }
 

@@ -89,7 +89,7 @@ func (t *Torrent) fill(now time.Time) {
 	asking := 0
 	for c := range t.conns {
 		if c.origin == transport.FromServer {
-			for t.can(c, now) && t.ask(c, now) {
+			for t.can(c, now) && t.order(c, now) {
 			}
 		} else {
 			asking += len(c.open)
@@ -101,7 +101,7 @@ func (t *Torrent) fill(now time.Time) {
 			t.takeOver(now)
 			break
 		}
-		asking += btoi(t.ask(c, now))
+		asking += btoi(t.order(c, now))
 	}
 }
 
@@ -135,8 +135,8 @@ func (t *Torrent) ahead(least int, d time.Duration, rate int64) int {
 	return max(least, int(rate*int64(d)/int64(time.Second)/t.info.PieceLength))
 }
 
-// ask asks a connection for one more piece, unless it has none for us.
-func (t *Torrent) ask(c *conn, now time.Time) bool {
+// order asks a connection for one more piece, unless it has none for us.
+func (t *Torrent) order(c *conn, now time.Time) bool {
 	buf := t.buffer()
 	if buf == nil {
 		c.dry = true // until a buffer is free

@@ -81,7 +81,7 @@ func NewPeer(ln net.Listener, log *slog.Logger) *Peer {
 		}
 	}
 	p.dial = dialer.DialContext
-	p.http = &http.Client{Transport: &http.Transport{DialContext: p.dial}, Timeout: announceFor}
+	p.http = trackerClient(p.dial)
 	return p
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -329,13 +330,17 @@ func FuzzQuery(f *testing.F) {
 	})
 }
 
-// The tracker and our peers together, over real sockets.
+// The tracker and our peers together, over real sockets: one that is there
+// first finds the server that comes later long before its next announce. One of
+// its trackers has never been there, and one dies.
 func TestSwarmMeetsHere(t *testing.T) {
 	content, info := transporttest.Layer(t, 1, 40*64<<10)
-	tr := New(func(infohash [20]byte) bool { return infohash == info.InfoHash })
-	server := httptest.NewServer(tr)
+	known := func(infohash [20]byte) bool { return infohash == info.InfoHash }
+	tr, dies := New(known), New(known)
+	server, dying := httptest.NewServer(tr), httptest.NewServer(dies)
 	defer server.Close()
-	o := swarm.Options{Trackers: []string{server.URL + wire.PathAnnounce}}
+	defer dying.Close()
+	o := swarm.Options{Trackers: []string{"http://127.0.0.1:1" + wire.PathAnnounce, dying.URL + wire.PathAnnounce, server.URL + wire.PathAnnounce}}
 	peer := func() *swarm.Peer {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -353,16 +358,48 @@ func TestSwarmMeetsHere(t *testing.T) {
 		})
 		return p
 	}
-	peer().Add(transporttest.Seed(info, content), swarm.Options{Seeder: true, Trackers: o.Trackers})
-	for range 2 {
+	fetch := func(p *swarm.Peer) {
 		store := transporttest.NewMemory(nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		if err := swarm.Source(peer(), o).Fetch(ctx, transport.NewPieces(info, store)); err != nil {
-			t.Fatal(err)
+		if err := swarm.Source(p, o).Fetch(ctx, transport.NewPieces(info, store)); err != nil {
+			t.Error(err)
+		} else if !bytes.Equal(store.Bytes(), content) {
+			t.Error("not the layer")
 		}
-		if !bytes.Equal(store.Bytes(), content) {
-			t.Fatal("not the layer")
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { fetch(peer()) })
+	until(t, func() bool { return tr.waiting() == 1 && dies.waiting() == 1 })
+	dying.CloseClientConnections()
+	dying.Listener.Close()
+	begun := time.Now()
+	peer().Add(transporttest.Seed(info, content), swarm.Options{Seeder: true, Trackers: o.Trackers})
+	wg.Wait()
+	if took := time.Since(begun); took > 4*time.Second {
+		t.Errorf("the first found the server after %v: at its next announce", took)
+	}
+	fetch(peer())
+}
+
+func (t *Tracker) waiting() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.held
+}
+
+// until polls what has no event of its own.
+func until(t *testing.T, what func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !what() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("waited for too long")
 		}
 	}
 }
