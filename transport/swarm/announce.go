@@ -180,7 +180,7 @@ func (t *Torrent) announce(ctx context.Context, to, event string, hold time.Dura
 		return reply{}, fmt.Errorf("tracker %s: %w", to, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return reply{}, fmt.Errorf("tracker %s: %s", to, resp.Status)
+		return reply{}, fmt.Errorf("tracker %s: %.80s", to, resp.Status)
 	}
 	r, err := parseReply(body)
 	if err != nil {
@@ -200,7 +200,7 @@ func parseReply(body []byte) (reply, error) {
 		Wait       int64  `bencode:"wait"`
 	}
 	if err := bencode.Unmarshal(body, &in); err != nil {
-		return reply{}, err
+		return reply{}, fmt.Errorf("answer: %.200s", err.Error()) // it quotes what it could not read
 	}
 	if in.Failure != "" {
 		return reply{}, fmt.Errorf("it says %.200q", in.Failure)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -310,6 +311,59 @@ func TestAnyTrackerMayDie(t *testing.T) {
 		ts.set("dead", dies.answer)
 		learns(4, dies, retryMost+retryMost/10+1)
 	})
+}
+
+// What a tracker can do wrong costs one announce, and little memory.
+func TestTrackersThatAreWrong(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"lists in lists": func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "d1:x", strings.Repeat("l", 50_000))
+		},
+		"lists in lists that end": func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "d1:x", strings.Repeat("l", 30_000), strings.Repeat("e", 30_000), "e")
+		},
+		"a string longer than all": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "d5:peers134217727:x") },
+		"a string of no length":    func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "d5:peers-1:e") },
+		"a number out of range":    func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "d8:intervali99999999999999999999ee") },
+		"a number of any length": func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "d8:intervali", strings.Repeat("9", 60_000), "ee")
+		},
+		"a list of peers":         func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "d5:peersld2:ip9:127.0.0.14:porti1eeee") },
+		"no dictionary":           func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "i1e") },
+		"nothing":                 func(http.ResponseWriter, *http.Request) {},
+		"an answer after its end": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "dede") },
+		"an endless failure reason": func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "d14:failure reason60000:", strings.Repeat("n", 60_000), "e")
+		},
+		"an endless answer": func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				if _, err := io.WriteString(w, strings.Repeat("d1:x", 1000)); err != nil {
+					return
+				}
+			}
+		},
+		"an endless header": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", maxHeaders)) },
+		"an endless way":    func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.String(), http.StatusFound) },
+		"a status":          func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "d8:intervali5ee", http.StatusTeapot) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(answer)
+			defer server.Close()
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			_, info := transporttest.Layer(t, 1, 64<<10)
+			p := NewPeer(ln, slog.New(slog.DiscardHandler))
+			defer p.http.CloseIdleConnections()
+			torrent := p.Add(transport.NewPieces(info, transporttest.NewMemory(nil)), Options{})
+			_, err = torrent.announce(t.Context(), server.URL, "", 0)
+			if err == nil || len(err.Error()) > 400 {
+				t.Errorf("announce: %v, want a short error", err)
+			}
+		})
+	}
 }
 
 func FuzzPause(f *testing.F) {
