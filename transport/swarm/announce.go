@@ -25,7 +25,7 @@ const (
 	goodbyeFor  = 2 * time.Second        // for the last one
 	breath      = 500 * time.Millisecond // between an answer with news and the next announce
 	retryFirst  = 2 * time.Second        // after an announce that failed, twice that after the next
-	retryMost   = 15 * time.Second
+	retryMost   = 8 * time.Second
 	longest     = time.Minute // between two announces
 	maxReply    = 64 << 10    // bytes of a tracker's answer
 	maxHeaders  = 16 << 10    // before them
@@ -74,7 +74,7 @@ func (t *Torrent) announceLoop(ctx context.Context, tracker int, to string) {
 			if fails == 0 {
 				t.peer.log.Warn("swarm: tracker", "err", err)
 			}
-			wait, hold = min(retryFirst<<min(fails, 3), retryMost), 0
+			wait, hold = min(retryFirst<<min(fails, 10), retryMost), 0
 			fails++
 		}
 		timer := time.NewTimer(wait + rand.N(wait/10+1)) // or those that came together would come together for ever

@@ -71,8 +71,8 @@ func (ts *trackers) said(host string) (out []string) {
 	return out
 }
 
-// announcing is a node that runs its announce loops, and nothing else.
-func announcing(t *testing.T, o Options, hosts ...string) (*trackers, *Torrent, func()) {
+// toTrackers is a node with no network but what reaches trackers at hosts.
+func toTrackers(t *testing.T, o Options, hosts ...string) (*trackers, *Torrent) {
 	t.Helper()
 	content, info := transporttest.Layer(t, 1, 64<<10)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -90,18 +90,19 @@ func announcing(t *testing.T, o Options, hosts ...string) (*trackers, *Torrent, 
 	if o.Seeder {
 		pieces = transporttest.Seed(info, content)
 	}
-	torrent := p.Add(pieces, o)
+	return ts, p.Add(pieces, o)
+}
+
+// announcing runs the announce loops of a torrent, and nothing else of it.
+func announcing(t *testing.T, torrent *Torrent) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	run := func() {
-		for i, to := range torrent.trackers {
-			wg.Go(func() { torrent.announceLoop(ctx, i, to) })
-		}
+	for i, to := range torrent.trackers {
+		wg.Go(func() { torrent.announceLoop(ctx, i, to) })
 	}
-	t.Cleanup(func() { cancel(); wg.Wait() })
-	// The trackers are there before the first announce.
-	time.AfterFunc(0, run)
-	return ts, torrent, func() { cancel(); wg.Wait() }
+	stop = func() { cancel(); wg.Wait() }
+	t.Cleanup(stop)
+	return stop
 }
 
 func complete(t *testing.T, torrent *Torrent) {
@@ -173,9 +174,10 @@ func (h *holding) answer(ctx context.Context, q url.Values) map[string]any {
 
 func TestNewcomerIsLearnedOfAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ts, torrent, stop := announcing(t, Options{}, "a")
+		ts, torrent := toTrackers(t, Options{}, "a")
 		h := &holding{interval: 10}
 		ts.set("a", h.answer)
+		stop := announcing(t, torrent)
 		time.Sleep(3 * time.Second) // it waits by now
 		h.join(1)
 		synctest.Wait()
@@ -242,15 +244,16 @@ func TestHowOftenATrackerIsAsked(t *testing.T) {
 			}
 		}(), least: 1000, most: 1201, waits: true},
 		{name: "a server does not wait", o: Options{Seeder: true}, answer: (&holding{interval: 30}).answer, least: 18, most: 21},
-		{name: "it fails", answer: fixed(map[string]any{"failure reason": "no"}), least: 36, most: 45},
-		{name: "it is dead", least: 36, most: 45},
+		{name: "it fails", answer: fixed(map[string]any{"failure reason": "no"}), least: 68, most: 77},
+		{name: "it is dead", least: 68, most: 77},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ts, _, _ := announcing(t, tt.o, "a")
+				ts, torrent := toTrackers(t, tt.o, "a")
 				if tt.answer != nil {
 					ts.set("a", tt.answer)
 				}
+				announcing(t, torrent)
 				time.Sleep(10 * time.Minute)
 				got := ts.said("a")
 				if len(got) < tt.least || len(got) > tt.most {
@@ -269,7 +272,7 @@ func TestHowOftenATrackerIsAsked(t *testing.T) {
 // and finds the first that comes back.
 func TestAnyTrackerMayDie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ts, torrent, _ := announcing(t, Options{}, "dead", "dies", "stays", "silent")
+		ts, torrent := toTrackers(t, Options{}, "dead", "dies", "stays", "silent")
 		silent := func(ctx context.Context, _ url.Values) map[string]any {
 			<-ctx.Done()
 			return nil
@@ -278,6 +281,7 @@ func TestAnyTrackerMayDie(t *testing.T) {
 		ts.set("dies", dies.answer)
 		ts.set("stays", stays.answer)
 		ts.set("silent", silent)
+		announcing(t, torrent)
 		learns := func(of int, by *holding, within time.Duration) {
 			t.Helper()
 			by.join(of)
