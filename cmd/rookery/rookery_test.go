@@ -216,6 +216,9 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"serve", "--interface", "lo", "--kernel-args", "quiet || exit"}, `serve: kernel-args: "quiet || exit"`},
 		{[]string{"serve", "--interface", "lo", "--egress-limit", "90%"}, `serve: egress-limit: "90%" is not a rate`},
 		{[]string{"serve", "--interface", "lo", "--ipxe", empty}, "serve: boot program: stat " + empty},
+		{[]string{"serve", "--interface", "lo", "--ipxe", empty, "--without", "dhcp"}, "serve: boot program: stat " + empty},
+		// Who boots nothing from here needs nothing to boot; the next thing is wrong.
+		{[]string{"serve", "--interface", "lo", "--ipxe", empty, "--without", "dhcp,tftp", "--http-port", "40007", "--https-port", "40007"}, "serve: listen tcp 127.0.0.1:40007: "},
 	} {
 		if out, err := run(t, state, tt.args...); err == nil || !strings.HasPrefix(err.Error(), tt.want) || out != "" {
 			t.Errorf("rookery %s: %v\n%s\nwant %s", strings.Join(tt.args, " "), err, out, tt.want)

@@ -127,6 +127,11 @@ func (c serveConfig) check() error {
 	return nil
 }
 
+// boots says whether machines are sent here to boot.
+func (c serveConfig) boots() bool {
+	return !slices.Contains(c.off, "dhcp") || !slices.Contains(c.off, "tftp")
+}
+
 // bootable says what machines would miss when they boot.
 func bootable(dir stateDir, ipxe string) error {
 	for _, name := range []string{netboot.FileBIOS, netboot.FileUEFI} {
@@ -161,8 +166,10 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	if err := bootable(dir, c.ipxe); err != nil {
-		return err
+	if c.boots() {
+		if err := bootable(dir, c.ipxe); err != nil {
+			return err
+		}
 	}
 	files := bootFiles{os.DirFS(dir.boot()), os.DirFS(c.ipxe)}
 
