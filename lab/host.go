@@ -1,11 +1,15 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,20 +18,24 @@ import (
 // it see one network card, with the MAC and address of the host, on the lab's
 // wire. It is what a node is when its firmware and kernel do not matter.
 type Host struct {
-	Name string
+	Name    string
+	Address netip.Addr
+	MAC     string
+
+	port string // the bridge's end of its cable
 	todo chan func()
 	done chan struct{}
 }
 
 // Host makes a new host. Without a MAC it gets one of its own.
 func (n *Network) Host(name, mac string, addr netip.Addr) (*Host, error) {
-	h := &Host{Name: name, todo: make(chan func()), done: make(chan struct{})}
+	h := &Host{Name: name, Address: addr, port: n.port("veth"), todo: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error)
 	go func() {
 		defer close(h.done)
 		// Never unlocked: a thread with other namespaces ends with its goroutine.
 		runtime.LockOSThread()
-		ready <- n.enter(mac, addr)
+		ready <- h.enter(n.Bridge, mac)
 		for do := range h.todo {
 			do()
 		}
@@ -43,7 +51,7 @@ func (n *Network) Host(name, mac string, addr netip.Addr) (*Host, error) {
 }
 
 // enter gives the calling thread a network with one card, and its /sys.
-func (n *Network) enter(mac string, addr netip.Addr) error {
+func (h *Host) enter(bridge, mac string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("new namespaces: %w", err)
 	}
@@ -55,7 +63,7 @@ func (n *Network) enter(mac string, addr netip.Addr) error {
 		return err
 	}
 	defer here.Close()
-	outer, inner := n.port("veth"), "eth0"
+	outer := h.port
 	hw := ""
 	if mac != "" {
 		hw = " address " + mac
@@ -72,18 +80,82 @@ func (n *Network) enter(mac string, addr netip.Addr) error {
 			if out, err := cable.CombinedOutput(); err != nil {
 				return fmt.Errorf("ip link set netns: %w: %s", err, out)
 			}
-			return ip("link set " + outer + " master " + n.Bridge + " up")
+			return ip("link set " + outer + " master " + bridge + " up")
 		}()
 	}()
 	if err := <-errc; err != nil {
 		return err
 	}
-	return ip(
+	err = ip(
 		"link set lo up",
-		"link set "+outer+"p name "+inner,
-		"address add "+netip.PrefixFrom(addr, Address.Bits()).String()+" dev "+inner,
-		"link set "+inner+" up",
+		"link set "+outer+"p name "+card,
+		"address add "+netip.PrefixFrom(h.Address, Address.Bits()).String()+" broadcast + dev "+card,
+		"link set "+card+" up",
 	)
+	if err != nil {
+		return err
+	}
+	eth0, err := net.InterfaceByName(card)
+	if err != nil {
+		return err
+	}
+	h.MAC = eth0.HardwareAddr.String()
+	return nil
+}
+
+// card is the host's own end of its cable.
+const card = "eth0"
+
+// Link makes the host's cable one of mbit megabits a second in both directions,
+// with packets of up to mtu bytes. A queue holds what is sent in 400 ms: with
+// less, fifty senders that begin at once lose packets that a switch would keep.
+func (h *Host) Link(mbit, mtu int) error {
+	shape := func(dev string) error {
+		return errors.Join(
+			ip(fmt.Sprintf("link set %s mtu %d", dev, mtu)),
+			run("tc", fmt.Sprintf("qdisc replace dev %s root tbf rate %dmbit burst 32kb latency 400ms", dev, mbit)))
+	}
+	err := shape(h.port)
+	h.Do(func() { err = errors.Join(err, shape(card)) })
+	if err != nil {
+		return fmt.Errorf("%s: link: %w", h.Name, err)
+	}
+	return nil
+}
+
+// Knows tells the host where the others are, for good. The kernel has one table
+// of neighbours for all namespaces, and strands hosts when it has more than
+// 1024 that were asked for (gc_thresh3); what was told is not counted.
+func (h *Host) Knows(others []*Host) error {
+	var lines strings.Builder
+	for _, o := range others {
+		if o != h {
+			fmt.Fprintf(&lines, "neighbour replace %s lladdr %s dev %s nud permanent\n", o.Address, o.MAC, card)
+		}
+	}
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(lines.String())
+	var out []byte
+	var err error
+	h.Do(func() { out, err = cmd.CombinedOutput() })
+	if err != nil {
+		return fmt.Errorf("%s: neighbours: %w: %s", h.Name, err, out)
+	}
+	return nil
+}
+
+// Traffic is how many bytes the host has received and sent, with their headers.
+func (h *Host) Traffic() (received, sent int64, err error) {
+	for name, n := range map[string]*int64{"tx_bytes": &received, "rx_bytes": &sent} { // seen from the bridge
+		b, err := os.ReadFile("/sys/class/net/" + h.port + "/statistics/" + name)
+		if err == nil {
+			*n, err = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s: traffic: %w", h.Name, err)
+		}
+	}
+	return received, sent, nil
 }
 
 // Start starts cmd on the host; the caller waits for it.

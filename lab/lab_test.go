@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -115,6 +116,54 @@ func TestHostsReachEachOther(t *testing.T) {
 	}
 	if err := see.Wait(); err != nil || out.String() != "eth0\nlo\n52:54:00:00:00:0a\n" {
 		t.Fatalf("a's /sys: %v, %q", err, out.String())
+	}
+}
+
+func TestALinkHasItsRate(t *testing.T) {
+	needNetwork(t)
+	const size = 1 << 20
+	a, err := network.Host("c", "", netip.MustParseAddr("10.7.0.23"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := network.Host("d", "", netip.MustParseAddr("10.7.0.24"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*Host{a, b} {
+		if err := errors.Join(h.Link(8, 9000), h.Knows([]*Host{a, b})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var ln net.Listener
+	b.Do(func() { ln, err = net.Listen("tcp4", "10.7.0.24:80") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	start := time.Now()
+	send := exec.Command("bash", "-c", fmt.Sprintf("head -c %d /dev/zero >/dev/tcp/10.7.0.24/80", size))
+	if err := a.Start(send); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.Copy(io.Discard, conn)
+	if err := errors.Join(err, conn.Close(), send.Wait()); err != nil || n != size {
+		t.Fatalf("%d bytes of %d, %v", n, size, err)
+	}
+	if took, least := time.Since(start), time.Second*size*8/8e6*9/10; took < least {
+		t.Errorf("%d bytes took %s at 8 Mbit/s, want at least %s", size, took, least)
+	}
+	for name, traffic := range map[string]func() (int64, error){
+		"sent":     func() (int64, error) { _, sent, err := a.Traffic(); return sent, err },
+		"received": func() (int64, error) { received, _, err := b.Traffic(); return received, err },
+	} {
+		if n, err := traffic(); err != nil || n < size || n > size*11/10 {
+			t.Errorf("%s: %d bytes of %d, %v", name, n, size, err)
+		}
 	}
 }
 
