@@ -14,10 +14,10 @@ IMAGE  = out/cache/debian12.tar
 TREES  = out/cache/bench/main.tar
 
 .DELETE_ON_ERROR:
-.PHONY: help deps build kernel image demo test unit vm bench fuzz lint clean
+.PHONY: help deps build kernel image demo test unit vm bench bench-swarm fuzz lint clean
 
 help: ## lists the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 deps: ## installs the Debian packages that are missing; checks Go
 	@scripts/deps
@@ -55,6 +55,11 @@ bench: deps $(IMAGE) $(TREES) ## measures what is promised, into bench/*.md; as 
 	go run ./bench
 $(TREES): scripts/benchtree | deps
 	scripts/benchtree $(@D)
+
+N    ?= 1 2 4 8 16 32 50
+ONLY ?=
+bench-swarm: deps build ## times N="8 50" nodes and other systems (ONLY="rookery aria2", SLOW=1, ADD=1); into out/bench; as root
+	go run ./bench swarm -n "$(N)" -only "$(ONLY)" $(if $(SLOW),-slow) $(if $(ADD),-add)
 
 fuzz: ## each fuzz target below FUZZ=. for FUZZTIME=20s
 	@grep -rn --include='*_test.go' '^func Fuzz' $(FUZZ) | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rookery/lab"
 )
 
 func main() {
@@ -38,6 +40,13 @@ var errMissed = errors.New("missed")
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "child" { // one thing to be timed, by a bench above
 		return child(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == "swarm" {
+		c, err := parseSwarm(args[1:])
+		if err != nil {
+			return err
+		}
+		return inLab(func(n *lab.Network) error { return swarm(ctx, n, c) })
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	rounds := flags.Int("rounds", 5, "how often each thing is timed")
@@ -75,6 +84,21 @@ func run(ctx context.Context, args []string) error {
 		return errMissed
 	}
 	return nil
+}
+
+// inLab runs do in a private network.
+func inLab(do func(*lab.Network) error) error {
+	var err error
+	code, labErr := lab.Enter(func(n *lab.Network) int {
+		if err = do(n); err != nil {
+			return 1
+		}
+		return 0
+	})
+	if err = errors.Join(err, labErr); err == nil && code != 0 {
+		return errMissed // the instance inside has said why
+	}
+	return err
 }
 
 // machine says where and when.

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"rookery/lab"
+)
+
+// A bout is one system that brings a file to some nodes at once, on links that
+// all have the same rate.
+type bout struct {
+	system system
+	load
+	slow bool // the last node's link has a fifth of the rate
+	data dataset
+	dir  string // for what the nodes write
+	logs string // directory for what the programs say
+
+	server *lab.Host
+	nodes  []*lab.Host
+}
+
+const (
+	mtu         = 9000 // at 1500 the processors are busy with packets and no more with programs
+	sampleEvery = 500 * time.Millisecond
+)
+
+var serverAddress = netip.MustParseAddr("10.7.0.2")
+
+func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 7, 0, byte(10 + i)}) }
+
+// ideal is the time in which a link carries the file.
+func (b *bout) ideal() time.Duration {
+	return time.Duration(float64(b.data.size*8) / float64(b.mbit*1e6) * float64(time.Second))
+}
+
+// limit is how long a bout may take at the most.
+func (b *bout) limit() time.Duration {
+	times := 4.0
+	if b.system.unicast {
+		times = float64(b.n) * 1.5
+	}
+	if b.slow {
+		times = max(times, 7)
+	}
+	return time.Duration(times*float64(b.ideal())) + 20*time.Second
+}
+
+// A result is what was seen of a bout.
+type result struct {
+	took     []time.Duration // from the start, by node
+	egress   int64           // bytes the server sent
+	sent     int64           // bytes all nodes sent
+	cpu      time.Duration   // of all programs
+	server   time.Duration   // of the server's programs
+	received [][]int64       // by node, at each sample, since the start
+}
+
+// run carries the bout out on a new network.
+func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
+	limit := b.limit()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done in %s", limit.Round(time.Second)))
+	defer cancel()
+	defer func() { err = errors.Join(err, n.Close()) }()
+	if err := b.plug(n); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	for _, dir := range []string{b.dir, b.logs} {
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+			return nil, err
+		}
+	}
+	defer os.RemoveAll(b.dir)
+
+	var all []*process
+	defer func() {
+		for _, p := range all {
+			p.kill()
+		}
+	}()
+	cast := b.system.cast(b)
+	spawn := func(host *lab.Host, s spec, gated bool) (*process, error) {
+		p, err := start(host, s, b.dir, b.logs, gated)
+		if err == nil {
+			all = append(all, p)
+		}
+		return p, err
+	}
+	for _, s := range cast.servers {
+		p, err := spawn(b.server, s, false)
+		if err == nil {
+			_, err = p.until(ctx)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("server: %w", err)
+		}
+	}
+	var nodes, gated []*process
+	for i, s := range cast.nodes {
+		p, err := spawn(b.nodes[i], s, cast.starter == nil)
+		if err != nil {
+			return nil, fmt.Errorf("node: %w", err)
+		}
+		nodes = append(nodes, p)
+	}
+	if gated = nodes; cast.starter != nil {
+		p, err := spawn(b.server, *cast.starter, true)
+		if err != nil {
+			return nil, fmt.Errorf("server: %w", err)
+		}
+		gated = []*process{p}
+	}
+	gates := make([]*os.File, len(gated))
+	for i, p := range gated {
+		if gates[i], err = p.open(ctx); err != nil {
+			return nil, err
+		}
+	}
+	r, err = b.watch(ctx, all, nodes, func() error {
+		for i, p := range gated {
+			if err := p.let(gates[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range nodes {
+		if err := b.system.check(b, i); err != nil {
+			return nil, fmt.Errorf("node %d: %w", i, err)
+		}
+	}
+	return r, nil
+}
+
+// plug makes the server and the nodes.
+func (b *bout) plug(n *lab.Network) error {
+	var err error
+	if b.server, err = n.Host("server", "", serverAddress); err != nil {
+		return err
+	}
+	b.nodes = nil
+	for i := range b.n {
+		h, err := n.Host(fmt.Sprintf("n%d", i+1), "", nodeAddress(i))
+		if err != nil {
+			return err
+		}
+		b.nodes = append(b.nodes, h)
+	}
+	all := append(slices.Clone(b.nodes), b.server)
+	for i, h := range all {
+		mbit := b.mbit
+		if b.slow && i == b.n-1 {
+			mbit = max(1, mbit/slowness)
+		}
+		if err := errors.Join(h.Link(mbit, mtu), h.Knows(all)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const slowness = 5
+
+// watch lets the programs go and looks on until every node is done.
+func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() error) (*result, error) {
+	traffic := func() (in []int64, out, served int64, err error) {
+		for _, h := range b.nodes {
+			received, sent, err := h.Traffic()
+			if err != nil {
+				return nil, 0, 0, err
+			}
+			in, out = append(in, received), out+sent
+		}
+		_, served, err = b.server.Traffic()
+		return in, out, served, err
+	}
+	in0, out0, served0, err := traffic()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range all {
+		p.before = p.cpu()
+	}
+	t0 := time.Now()
+	if err := let(); err != nil {
+		return nil, err
+	}
+	r := &result{took: make([]time.Duration, len(nodes))}
+	done := make(chan error, 1)
+	go func() {
+		var errs []error
+		for i, p := range nodes {
+			at, err := p.until(ctx)
+			r.took[i] = at.Sub(t0)
+			errs = append(errs, err)
+		}
+		done <- several(errs)
+	}()
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for ended := false; !ended; {
+		select {
+		case err := <-done:
+			if err != nil {
+				return nil, err
+			}
+			ended = true
+		case <-tick.C:
+		}
+		in, out, served, err := traffic()
+		if err != nil {
+			return nil, err
+		}
+		for i := range in {
+			in[i] -= in0[i]
+		}
+		if !ended { // every sample is as long as the others
+			r.received = append(r.received, in)
+		}
+		r.sent, r.egress = out-out0, served-served0
+	}
+	for i, p := range all {
+		used := p.cpu() - p.before
+		if r.cpu += used; i < len(all)-len(nodes) {
+			r.server += used
+		}
+	}
+	return r, nil
+}
+
+// several is the first of some errors, and how many there are.
+func several(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) > 1 {
+		return fmt.Errorf("%w (and %d more)", errs[0], len(errs)-1)
+	}
+	return errors.Join(errs...)
+}
+
+// target is where node i writes.
+func (b *bout) target(i int) string { return filepath.Join(b.dir, fmt.Sprintf("target-%d", i+1)) }

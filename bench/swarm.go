@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rookery/lab"
+)
+
+// A load is how many nodes there are, and how much they fetch over what links.
+type load struct {
+	n    int
+	mbit int // of every link, each direction
+	mib  int // of the image
+}
+
+// loads have ideal times of half a minute or more, so that the start of fifty
+// programs is nothing, and rates that two processors can carry for all nodes.
+var loads = []load{{8, 40, 128}, {16, 20, 64}, {32, 8, 32}, {50, 5, 32}}
+
+func loadFor(n int) (load, error) {
+	for _, l := range loads {
+		if n >= 1 && n <= l.n {
+			l.n = n
+			return l, nil
+		}
+	}
+	return load{}, fmt.Errorf("%d nodes: want 1 to %d", n, loads[len(loads)-1].n)
+}
+
+// unicastTimes bounds how many times the ideal time a copy for each node takes:
+// beyond, such systems get as much less to copy.
+const unicastTimes = 4
+
+// swarmRow is one bout in out/bench/swarm.json. Times are over the ideal time, in
+// which one link carries the file.
+type swarmRow struct {
+	Transport  string  `json:"transport"`
+	N          int     `json:"n"`
+	TOverIdeal float64 `json:"t_over_ideal"` // = last
+	Egress     float64 `json:"egress"`       // bytes the server sent / bytes of the file
+	CPU        float64 `json:"cpu_s_per_gib"`
+	First      float64 `json:"first"`
+	Median     float64 `json:"median"`
+	Last       float64 `json:"last"`
+	Spread     float64 `json:"spread"`                // last - first
+	Others     float64 `json:"others_last,omitempty"` // of the nodes without a slow link
+	ServerCPU  float64 `json:"server_cpu_s_per_gib"`
+	Sent       float64 `json:"client_sent"` // bytes a node sent / bytes of the file, mean
+	Mbit       int     `json:"rate_mbit"`
+	Bytes      int64   `json:"bytes"`
+	MTU        int     `json:"mtu"`
+	Ideal      float64 `json:"ideal_s"`
+	At         string  `json:"at"`
+}
+
+// A curve is what the nodes of a bout received over time.
+type curve struct {
+	Transport string      `json:"transport"`
+	N         int         `json:"n"`
+	Mbit      int         `json:"rate_mbit"`
+	Every     float64     `json:"every_s"`
+	Rates     [][]float64 `json:"mbit"` // by node, at each sample
+}
+
+// swarmReport is out/bench/swarm.json.
+type swarmReport struct {
+	Machine string     `json:"machine"`
+	Rows    []swarmRow `json:"rows"`
+	Curves  []curve    `json:"curves"`
+}
+
+// swarmConfig is the flags of bench swarm.
+type swarmConfig struct {
+	counts []int
+	only   []string
+	slow   bool
+	add    bool
+	mib    int
+	bin    string
+	out    string
+}
+
+func parseSwarm(args []string) (c swarmConfig, err error) {
+	flags := flag.NewFlagSet("bench swarm", flag.ContinueOnError)
+	n := flags.String("n", "1 2 4 8 16 32 50", "numbers of nodes")
+	only := flags.String("only", "", "systems, all when empty: "+strings.Join(names(), " "))
+	flags.BoolVar(&c.slow, "slow", false, "one node's link has a fifth of the rate")
+	flags.BoolVar(&c.add, "add", false, "keep what earlier runs left in -o, but for what is measured again")
+	flags.IntVar(&c.mib, "mib", 0, "size of the image in `MiB`, in place of the one that fits the number of nodes")
+	flags.StringVar(&c.bin, "bin", "out", "where make build has put its programs, in bin/")
+	flags.StringVar(&c.out, "o", "out/bench", "directory of the results")
+	if err := flags.Parse(args); err != nil {
+		return c, err
+	}
+	for _, word := range strings.FieldsFunc(*n, separator) {
+		count, err := strconv.Atoi(word)
+		if err == nil {
+			_, err = loadFor(count)
+		}
+		if err != nil {
+			return c, fmt.Errorf("-n: %w", err)
+		}
+		c.counts = append(c.counts, count)
+	}
+	c.only = strings.FieldsFunc(*only, separator)
+	for _, name := range c.only {
+		if !slices.Contains(names(), name) {
+			return c, fmt.Errorf("-only: %q is not one of %s", name, strings.Join(names(), " "))
+		}
+	}
+	return c, nil
+}
+
+func separator(r rune) bool { return r == ' ' || r == ',' }
+
+func names() (list []string) {
+	for _, s := range systems {
+		list = append(list, s.name)
+	}
+	return list
+}
+
+// swarm measures systems that bring one file to many nodes.
+func swarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
+	var err error
+	if c.out, err = filepath.Abs(c.out); err != nil {
+		return err
+	}
+	if c.bin, err = filepath.Abs(c.bin); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(c.out, "log"), 0o755); err != nil {
+		return err
+	}
+	report := &swarmReport{}
+	file := filepath.Join(c.out, "swarm.json")
+	if c.add {
+		if err := report.read(file); err != nil {
+			return err
+		}
+	}
+	report.Machine = machine(c.out)
+
+	// The lab's processes have numbers of their own, and this /proc knows them.
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	// In memory: what is measured is the network. Gone with the lab.
+	work, err := os.MkdirTemp("", "bench-swarm")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if err := unix.Mount("tmpfs", work, "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("tmpfs: %w", err)
+	}
+	defer unix.Unmount(work, unix.MNT_DETACH)
+
+	var failed []string
+	for _, count := range c.counts {
+		l, err := loadFor(count)
+		if err != nil {
+			return err
+		}
+		if c.mib > 0 {
+			l.mib = c.mib
+		}
+		dir := filepath.Join(work, fmt.Sprint(count))
+		data, err := newDataset(ctx, lab.In(c.bin), dir, int64(l.mib)<<20)
+		if err != nil {
+			return fmt.Errorf("image for %d nodes: %w", count, err)
+		}
+		for _, s := range systems {
+			if len(c.only) > 0 && !slices.Contains(c.only, s.name) {
+				continue
+			}
+			name := fmt.Sprintf("%s, %d nodes", s.name, count)
+			b := &bout{system: s, load: l, slow: c.slow, data: *data, dir: filepath.Join(dir, "bout"),
+				logs: filepath.Join(c.out, "log", fmt.Sprintf("%s-%d", s.name, count))}
+			err := s.missing()
+			if err == nil && s.unicast {
+				b.data, err = data.part(min(data.size, data.size*unicastTimes/int64(count)))
+			}
+			var r *result
+			if err == nil {
+				r, err = b.run(ctx, n)
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "bench: %s: %v\n", name, err)
+				failed = append(failed, name)
+				continue
+			}
+			row, curve := b.report(r)
+			report.add(row, curve)
+			fmt.Fprintln(os.Stderr, "bench:", row)
+			if err := report.write(c.out); err != nil {
+				return err
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("no figures of %s", strings.Join(failed, "; "))
+	}
+	return nil
+}
+
+func (r swarmRow) String() string {
+	s := fmt.Sprintf("%s, %d nodes, %d Mbit/s, %.0f MiB: first %.3f, median %.3f, last %.3f of %.1f s; egress %.3f; %.1f CPU s/GiB",
+		r.Transport, r.N, r.Mbit, float64(r.Bytes)/(1<<20), r.First, r.Median, r.Last, r.Ideal, r.Egress, r.CPU)
+	if r.Others > 0 {
+		s += fmt.Sprintf("; without the slow one last %.3f", r.Others)
+	}
+	return s
+}
+
+// report makes ratios of what was seen.
+func (b *bout) report(r *result) (swarmRow, curve) {
+	took := slices.Sorted(slices.Values(r.took))
+	over := func(d time.Duration) float64 { return ratio(d, b.ideal()) }
+	gib := float64(b.data.size) * float64(b.n) / (1 << 30)
+	row := swarmRow{
+		Transport: b.system.name, N: b.n, First: over(took[0]), Median: over(median(took)), Last: over(took[b.n-1]),
+		Egress: float64(r.egress) / float64(b.data.size), Sent: float64(r.sent) / float64(b.data.size) / float64(b.n),
+		CPU: r.cpu.Seconds() / gib, ServerCPU: r.server.Seconds() / gib,
+		Mbit: b.mbit, Bytes: b.data.size, MTU: mtu, Ideal: b.ideal().Seconds(), At: time.Now().UTC().Format(time.RFC3339),
+	}
+	row.TOverIdeal, row.Spread = row.Last, row.Last-row.First
+	if b.slow {
+		row.Transport += "-slow"
+		row.Others = over(slices.Max(r.took[:b.n-1]))
+	}
+	return row, curve{row.Transport, b.n, b.mbit, sampleEvery.Seconds(), rates(r.received, b.n)}
+}
+
+// rates are megabits a second, by node, from the bytes of all nodes at each sample.
+func rates(samples [][]int64, nodes int) [][]float64 {
+	list := make([][]float64, nodes)
+	for i := range list {
+		before := int64(0)
+		for _, s := range samples {
+			list[i] = append(list[i], float64(s[i]-before)*8/1e6/sampleEvery.Seconds())
+			before = s[i]
+		}
+	}
+	return list
+}
+
+// add puts a bout in the place of an earlier one.
+func (r *swarmReport) add(row swarmRow, c curve) {
+	r.Rows = slices.DeleteFunc(r.Rows, func(o swarmRow) bool { return o.Transport == row.Transport && o.N == row.N })
+	r.Curves = slices.DeleteFunc(r.Curves, func(o curve) bool { return o.Transport == c.Transport && o.N == c.N })
+	r.Rows, r.Curves = append(r.Rows, row), append(r.Curves, c)
+}
+
+func (r *swarmReport) read(file string) error {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, r)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
+}
+
+// write writes the tables into dir.
+func (r *swarmReport) write(dir string) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	var table strings.Builder
+	if err := r.table(&table); err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "swarm.json"), append(b, '\n'), 0o644),
+		os.WriteFile(filepath.Join(dir, "swarm.csv"), []byte(table.String()), 0o644))
+}
+
+// table writes the rows with the names that they have in JSON.
+func (r *swarmReport) table(w io.Writer) error {
+	out := csv.NewWriter(w)
+	columns := []string{"transport", "n", "t_over_ideal", "egress", "cpu_s_per_gib", "first", "median", "last", "spread",
+		"others_last", "server_cpu_s_per_gib", "client_sent", "rate_mbit", "bytes", "mtu", "ideal_s", "at"}
+	out.Write(columns)
+	for _, row := range r.Rows {
+		b, err := json.Marshal(row)
+		if err != nil {
+			return err
+		}
+		var values map[string]any
+		d := json.NewDecoder(strings.NewReader(string(b)))
+		d.UseNumber()
+		if err := d.Decode(&values); err != nil {
+			return err
+		}
+		line := make([]string, len(columns))
+		for i, c := range columns {
+			if v, ok := values[c]; ok {
+				line[i] = fmt.Sprint(v)
+			}
+		}
+		out.Write(line)
+	}
+	out.Flush()
+	return out.Error()
+}
