@@ -32,7 +32,7 @@ const (
 	sampleEvery = 500 * time.Millisecond
 )
 
-var serverAddress = netip.MustParseAddr("10.7.0.2")
+const serverIP = "10.7.0.2"
 
 func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 7, 0, byte(10 + i)}) }
 
@@ -86,6 +86,11 @@ func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
 		}
 	}()
 	cast := b.system.cast(b)
+	for name, text := range cast.files {
+		if err := os.WriteFile(b.path(name), []byte(text), 0o755); err != nil {
+			return nil, err
+		}
+	}
 	spawn := func(host *lab.Host, s spec, gated bool) (*process, error) {
 		p, err := start(host, s, b.dir, b.logs, gated)
 		if err == nil {
@@ -96,7 +101,7 @@ func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
 	for _, s := range cast.servers {
 		p, err := spawn(b.server, s, false)
 		if err == nil {
-			_, err = p.until(ctx)
+			_, err = p.until(ctx, p.marked)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("server: %w", err)
@@ -109,6 +114,13 @@ func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
 			return nil, fmt.Errorf("node: %w", err)
 		}
 		nodes = append(nodes, p)
+	}
+	for _, p := range nodes {
+		if p.ready != nil {
+			if _, err := p.until(ctx, p.set); err != nil {
+				return nil, fmt.Errorf("node: %w", err)
+			}
+		}
 	}
 	if gated = nodes; cast.starter != nil {
 		p, err := spawn(b.server, *cast.starter, true)
@@ -145,7 +157,7 @@ func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
 // plug makes the server and the nodes.
 func (b *bout) plug(n *lab.Network) error {
 	var err error
-	if b.server, err = n.Host("server", "", serverAddress); err != nil {
+	if b.server, err = n.Host("server", "", netip.MustParseAddr(serverIP)); err != nil {
 		return err
 	}
 	b.nodes = nil
@@ -200,7 +212,7 @@ func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() erro
 	go func() {
 		var errs []error
 		for i, p := range nodes {
-			at, err := p.until(ctx)
+			at, err := p.until(ctx, p.marked)
 			r.took[i] = at.Sub(t0)
 			errs = append(errs, err)
 		}
@@ -248,4 +260,7 @@ func several(errs []error) error {
 }
 
 // target is where node i writes.
-func (b *bout) target(i int) string { return filepath.Join(b.dir, fmt.Sprintf("target-%d", i+1)) }
+func (b *bout) target(i int) string { return b.path(fmt.Sprintf("target-%d", i+1)) }
+
+// path is a place in the bout's directory.
+func (b *bout) path(name string) string { return filepath.Join(b.dir, name) }

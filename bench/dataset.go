@@ -28,8 +28,8 @@ type dataset struct {
 	key            ed25519.PrivateKey
 	manifest       wire.Digest
 	digest         wire.Digest // of the layer
-	torrent        string      // file
-	file           string      // the layer, or its first size bytes
+	torrent        []byte
+	file           string // the layer, or its first size bytes
 	size           int64
 }
 
@@ -69,9 +69,15 @@ func newDataset(ctx context.Context, programs lab.Made, dir string, size int64) 
 		return nil, fmt.Errorf("image show: %d layers, want 1: %w", len(shown.Layers), err)
 	}
 	layer := shown.Layers[0]
-	d.manifest, d.digest, d.size, d.file = shown.Manifest, layer.Digest, layer.Size, layer.Blob
-	d.torrent = filepath.Join(filepath.Dir(layer.Blob), layer.Torrent.Hex())
-
+	d.manifest, d.digest, d.size = shown.Manifest, layer.Digest, layer.Size
+	// Where its torrent looks for it, and nobody else's files are.
+	d.file = filepath.Join(dir, "layer", layer.Digest.Hex())
+	if err := errors.Join(os.Mkdir(filepath.Dir(d.file), 0o755), os.Link(layer.Blob, d.file)); err != nil {
+		return nil, err
+	}
+	if d.torrent, err = os.ReadFile(filepath.Join(filepath.Dir(layer.Blob), layer.Torrent.Hex())); err != nil {
+		return nil, err
+	}
 	keys, err := site.Open(filepath.Join(d.state, "site"))
 	if err != nil {
 		return nil, err

@@ -25,6 +25,8 @@ type spec struct {
 	args []string       // goArg stands for a file that is empty until the start
 	said *regexp.Regexp // in one of its lines; nil: it ends well
 	code []byte         // what the file goArg then has; nil: a word
+
+	ready *regexp.Regexp // in a line of one that cannot be held: it is ready; nil: at once
 }
 
 // goArg among the arguments of a program that waits for the start by itself: it
@@ -36,6 +38,7 @@ type process struct {
 	spec
 	cmd    *exec.Cmd
 	gate   string         // the named pipe it waits at, "" for none
+	set    chan time.Time // when it said that it is ready
 	marked chan time.Time // when it said or did what it was to
 	ended  chan struct{}  // closed when it is gone and read to its end
 	err    error          // how it ended
@@ -46,7 +49,7 @@ type process struct {
 // start runs s on a host; gated, it waits for the start. What it says goes into
 // a file below logs.
 func start(host *lab.Host, s spec, dir, logs string, gated bool) (*process, error) {
-	p := &process{spec: s, marked: make(chan time.Time, 1), ended: make(chan struct{})}
+	p := &process{spec: s, set: make(chan time.Time, 1), marked: make(chan time.Time, 1), ended: make(chan struct{})}
 	args := append([]string(nil), s.args...)
 	if gated {
 		p.gate = filepath.Join(dir, s.name+".go")
@@ -98,20 +101,23 @@ func (p *process) follow(out io.ReadCloser, log io.WriteCloser) {
 		fmt.Fprintf(log, "%s %s\n", now.Format("15:04:05.000"), line)
 		p.last = line
 		if p.said != nil && p.said.MatchString(line) {
-			p.mark(now)
+			mark(p.marked, now)
+		}
+		if p.ready != nil && p.ready.MatchString(line) {
+			mark(p.set, now)
 		}
 	}
 	io.Copy(io.Discard, out) // a line without end is not to block it
 	p.err = p.cmd.Wait()
 	if p.said == nil && p.err == nil {
-		p.mark(time.Now())
+		mark(p.marked, time.Now())
 	}
 }
 
 // mark notes the first time.
-func (p *process) mark(now time.Time) {
+func mark(c chan time.Time, now time.Time) {
 	select {
-	case p.marked <- now:
+	case c <- now:
 	default:
 	}
 }
@@ -129,14 +135,14 @@ func scanLines(data []byte, end bool) (advance int, token []byte, err error) {
 	return 0, nil, nil
 }
 
-// until waits for the mark.
-func (p *process) until(ctx context.Context) (time.Time, error) {
+// until waits for one of its marks.
+func (p *process) until(ctx context.Context, mark chan time.Time) (time.Time, error) {
 	select {
-	case at := <-p.marked:
+	case at := <-mark:
 		return at, nil
 	case <-p.ended:
 		select {
-		case at := <-p.marked:
+		case at := <-mark:
 			return at, nil
 		default:
 		}

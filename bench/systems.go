@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -27,14 +28,19 @@ type system struct {
 
 // A cast is the programs of a bout.
 type cast struct {
-	servers []spec // started first, one after another, each when the one before has said that it is ready
-	nodes   []spec // started next, let go together; they say or do something when all is there
-	starter *spec  // let go in place of the nodes, which then wait for it
+	files   map[string]string // in the bout's directory
+	servers []spec            // started first, one after another, each when the one before has said that it is ready
+	nodes   []spec            // started next, let go together; they say or do something when all is there
+	starter *spec             // let go in place of the nodes, which then wait for it
 }
 
 var systems = []system{
 	{name: "rookery", cast: castRookery, check: checkRookery},
 	{name: "http", needs: []string{"curl"}, unicast: true, cast: castHTTP, check: checkFile},
+	{name: "rsync", needs: []string{"rsync"}, unicast: true, cast: castRsync, check: checkFile},
+	{name: "udpcast", needs: []string{"udp-sender", "udp-receiver"}, cast: castUDPcast, check: checkFile},
+	{name: "aria2", needs: []string{"aria2c"}, cast: castAria2, check: checkTorrent},
+	{name: "libtorrent", needs: []string{python}, cast: castLibtorrent, check: checkTorrent},
 }
 
 // serve is Rookery's own server, without what is for machines that boot.
@@ -43,7 +49,7 @@ func (b *bout) serve(also string) spec {
 		"serve", "--interface", "eth0", "--without", "dhcp,tftp,radvd" + also}}
 }
 
-var serverURL = fmt.Sprintf("http://%s:80", serverAddress)
+const serverURL = "http://" + serverIP + ":80"
 
 func castRookery(b *bout) cast {
 	c := cast{servers: []spec{b.serve("")}}
@@ -89,6 +95,89 @@ func castHTTP(b *bout) cast {
 			"-o", b.target(i), serverURL + wire.PathLayers + string(b.data.digest)}})
 	}
 	return c
+}
+
+func castRsync(b *bout) cast {
+	const config = "rsyncd.conf"
+	c := cast{files: map[string]string{config: "use chroot = no\nreverse lookup = no\n[bench]\npath = " + filepath.Dir(b.data.file) + "\n"}, servers: []spec{{name: "server", said: regexp.MustCompile("starting, listening"),
+		args: []string{"rsync", "--daemon", "--no-detach", "--config", b.path(config), "--log-file=/dev/stdout"}}}}
+	for i := range b.n {
+		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, args: []string{"rsync", "--whole-file", "--inplace",
+			"rsync://" + serverIP + "/bench/" + filepath.Base(b.data.file), b.target(i)}})
+	}
+	return c
+}
+
+// castUDPcast has the receivers wait, since the sender says hello once.
+func castUDPcast(b *bout) cast {
+	c := cast{starter: &spec{name: "server", args: []string{"udp-sender", "--file", b.data.file, "--interface", "eth0", "--nokbd", "--no-progress",
+		"--full-duplex", "--min-receivers", fmt.Sprint(b.n), "--max-wait", "20", "--rexmit-hello-interval", "500"}}}
+	for i := range b.n {
+		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, ready: regexp.MustCompile("UDP receiver for"),
+			args: []string{"udp-receiver", "--file", b.target(i), "--interface", "eth0", "--nokbd", "--no-progress", "--nosync"}})
+	}
+	return c
+}
+
+func castAria2(b *bout) cast {
+	c := cast{files: map[string]string{torrentFile: b.torrent(), hookFile: "#!/bin/sh\necho complete\n"},
+		servers: []spec{b.serve(",seeder"), b.aria2("seeder", filepath.Dir(b.data.file), b.path(torrentFile))}}
+	for i := range b.n {
+		c.nodes = append(c.nodes, b.aria2(b.nodes[i].Name, b.target(i), ""))
+	}
+	for i := range c.nodes {
+		c.nodes[i].code = []byte(b.path(torrentFile) + "\n")
+	}
+	return c
+}
+
+// aria2 seeds torrent, or fetches the one that it reads the name of at the start.
+func (b *bout) aria2(name, dir, torrent string) spec {
+	s := spec{name: name, said: regexp.MustCompile("^complete$"), args: []string{"aria2c", "--no-conf", "--enable-dht=false", "--bt-enable-lpd=false",
+		"--enable-peer-exchange=false", "--seed-ratio=0.0", "--bt-request-peer-speed-limit=1000M", "--bt-max-peers=100", "--bt-tracker-interval=5",
+		"--file-allocation=none", "--disk-cache=64M", "--summary-interval=0", "--show-console-readout=false",
+		"--listen-port=6999", "--on-bt-download-complete=" + b.path(hookFile), "--dir", dir}}
+	if torrent == "" {
+		s.args = append(s.args, "--input-file", goArg)
+		return s
+	}
+	s.said = regexp.MustCompile("listening on TCP port")
+	s.args = append(s.args, "--bt-seed-unverified=true", torrent)
+	return s
+}
+
+// python is Debian's, for which Debian has the module.
+const python = "/usr/bin/python3"
+
+//go:embed libtorrent.py
+var libtorrent string
+
+func castLibtorrent(b *bout) cast {
+	const program = "peer.py" // python would take libtorrent.py for the module
+	c := cast{files: map[string]string{torrentFile: b.torrent(), program: libtorrent}, servers: []spec{b.serve(",seeder"), {name: "seeder", said: regexp.MustCompile("^ready$"),
+		args: []string{python, b.path(program), "seed", b.path(torrentFile), filepath.Dir(b.data.file), "6999", "-"}}}}
+	for i := range b.n {
+		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, said: regexp.MustCompile("^complete$"),
+			args: []string{python, b.path(program), "fetch", b.path(torrentFile), b.target(i), "6999", goArg}})
+	}
+	return c
+}
+
+// Files of the casts.
+const (
+	torrentFile = "torrent"
+	hookFile    = "complete"
+)
+
+// torrent is the layer's torrent with a tracker.
+func (b *bout) torrent() string {
+	const tracker = serverURL + wire.PathAnnounce
+	return fmt.Sprintf("d8:announce%d:%s%s", len(tracker), tracker, b.data.torrent[1:])
+}
+
+// checkTorrent compares what the torrent names.
+func checkTorrent(b *bout, i int) error {
+	return same(b.data.file, filepath.Join(b.target(i), b.data.digest.Hex()))
 }
 
 // checkFile compares a copy with as much of the layer as was to be copied.
