@@ -62,6 +62,7 @@ var importers = map[string]struct {
 	"github.com/u-root/u-root/pkg/kmodule":       {[]string{"agent/pid1", "initramfs"}, "one loads modules, the other packs them and reads the same compressions"},
 	"github.com/vishvananda/netlink":             {[]string{"agent/netup"}, ""},
 	"go.etcd.io/bbolt":                           {[]string{"server/store"}, ""},
+	"gonum.org/v1/plot":                          {[]string{"bench"}, ""},
 	"go.yaml.in/yaml":                            {[]string{"cmd/rookery", "server/fleet"}, "the server's configuration, and the records of a site"},
 }
 

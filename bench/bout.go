@@ -32,12 +32,26 @@ const (
 	sampleEvery = 500 * time.Millisecond
 )
 
-const serverIP = "10.7.0.2"
+func nodeName(i int) string { return fmt.Sprintf("n%d", i+1) }
+
+// ip is the server's address.
+func (b *bout) ip() string {
+	if b.system.raw {
+		return "127.0.0.1"
+	}
+	return "10.7.0.2"
+}
+
+// url is the server's.
+func (b *bout) url() string { return "http://" + b.ip() + ":80" }
 
 func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 7, 0, byte(10 + i)}) }
 
 // ideal is the time in which a link carries the file.
 func (b *bout) ideal() time.Duration {
+	if b.system.raw {
+		return 0
+	}
 	return time.Duration(float64(b.data.size*8) / float64(b.mbit*1e6) * float64(time.Second))
 }
 
@@ -48,9 +62,9 @@ func (b *bout) limit() time.Duration {
 		times = float64(b.n) * 1.5
 	}
 	if b.slow {
-		times = max(times, 7)
+		times = max(times, 2*slowness)
 	}
-	return time.Duration(times*float64(b.ideal())) + 20*time.Second
+	return time.Duration(times*float64(b.ideal())) + 30*time.Second
 }
 
 // A result is what was seen of a bout.
@@ -148,7 +162,7 @@ func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
 	}
 	for i := range nodes {
 		if err := b.system.check(b, i); err != nil {
-			return nil, fmt.Errorf("node %d: %w", i, err)
+			return nil, fmt.Errorf("%s: %w", nodeName(i), err)
 		}
 	}
 	return r, nil
@@ -157,12 +171,16 @@ func (b *bout) run(ctx context.Context, n *lab.Network) (r *result, err error) {
 // plug makes the server and the nodes.
 func (b *bout) plug(n *lab.Network) error {
 	var err error
-	if b.server, err = n.Host("server", "", netip.MustParseAddr(serverIP)); err != nil {
+	if b.server, err = n.Host("server", "", netip.MustParseAddr("10.7.0.2")); err != nil {
 		return err
+	}
+	if b.system.raw { // by loopback
+		b.nodes = []*lab.Host{b.server}
+		return nil
 	}
 	b.nodes = nil
 	for i := range b.n {
-		h, err := n.Host(fmt.Sprintf("n%d", i+1), "", nodeAddress(i))
+		h, err := n.Host(nodeName(i), "", nodeAddress(i))
 		if err != nil {
 			return err
 		}
@@ -260,7 +278,7 @@ func several(errs []error) error {
 }
 
 // target is where node i writes.
-func (b *bout) target(i int) string { return b.path(fmt.Sprintf("target-%d", i+1)) }
+func (b *bout) target(i int) string { return b.path("target-" + nodeName(i)) }
 
 // path is a place in the bout's directory.
 func (b *bout) path(name string) string { return filepath.Join(b.dir, name) }

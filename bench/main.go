@@ -38,15 +38,23 @@ func main() {
 var errMissed = errors.New("missed")
 
 func run(ctx context.Context, args []string) error {
-	if len(args) > 0 && args[0] == "child" { // one thing to be timed, by a bench above
-		return child(ctx, args[1:])
+	if len(args) == 0 {
+		args = []string{""}
 	}
-	if len(args) > 0 && args[0] == "swarm" {
+	switch args[0] {
+	case "child": // one thing to be timed, by a bench above
+		return child(ctx, args[1:])
+	case "peer": // and another
+		if len(args) != 4 {
+			return fmt.Errorf("peer: %q", args[1:])
+		}
+		return peer(ctx, args[1], args[2], args[3])
+	case "swarm":
 		c, err := parseSwarm(args[1:])
 		if err != nil {
 			return err
 		}
-		return inLab(func(n *lab.Network) error { return swarm(ctx, n, c) })
+		return inLab(func(n *lab.Network) error { return runSwarm(ctx, n, c) })
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	rounds := flags.Int("rounds", 5, "how often each thing is timed")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -47,26 +48,32 @@ func loadFor(n int) (load, error) {
 const unicastTimes = 4
 
 // swarmRow is one bout in out/bench/swarm.json. Times are over the ideal time, in
-// which one link carries the file.
+// which one link carries the file; a raw one has speeds in their place.
 type swarmRow struct {
 	Transport  string  `json:"transport"`
 	N          int     `json:"n"`
-	TOverIdeal float64 `json:"t_over_ideal"` // = last
-	Egress     float64 `json:"egress"`       // bytes the server sent / bytes of the file
-	CPU        float64 `json:"cpu_s_per_gib"`
-	First      float64 `json:"first"`
-	Median     float64 `json:"median"`
-	Last       float64 `json:"last"`
-	Spread     float64 `json:"spread"`                // last - first
+	TOverIdeal float64 `json:"t_over_ideal,omitempty"` // = last
+	Egress     float64 `json:"egress,omitempty"`       // bytes the server sent / bytes of the file
+	CPU        float64 `json:"cpu_s_per_gib"`          // of all programs, for a GiB that a node got
+	First      float64 `json:"first,omitempty"`
+	Median     float64 `json:"median,omitempty"`
+	Last       float64 `json:"last,omitempty"`
+	Spread     float64 `json:"spread,omitempty"`      // last - first
 	Others     float64 `json:"others_last,omitempty"` // of the nodes without a slow link
-	ServerCPU  float64 `json:"server_cpu_s_per_gib"`
-	Sent       float64 `json:"client_sent"` // bytes a node sent / bytes of the file, mean
-	Mbit       int     `json:"rate_mbit"`
+	Sent       float64 `json:"client_sent,omitempty"` // bytes a node sent / bytes of the file, mean
+	Speed      float64 `json:"mb_s,omitempty"`
+	CPUSeeder  float64 `json:"cpu_s_per_gib_seeder"`
+	CPUPeer    float64 `json:"cpu_s_per_gib_peer"`
 	Bytes      int64   `json:"bytes"`
-	MTU        int     `json:"mtu"`
-	Ideal      float64 `json:"ideal_s"`
+	Mbit       int     `json:"rate_mbit,omitempty"`
+	MTU        int     `json:"mtu,omitempty"`
+	Ideal      float64 `json:"ideal_s,omitempty"`
 	At         string  `json:"at"`
 }
+
+// columns of swarm.csv are the keys of swarm.json.
+var columns = []string{"transport", "n", "t_over_ideal", "egress", "cpu_s_per_gib", "first", "median", "last", "spread", "others_last",
+	"client_sent", "mb_s", "cpu_s_per_gib_seeder", "cpu_s_per_gib_peer", "bytes", "rate_mbit", "mtu", "ideal_s", "at"}
 
 // A curve is what the nodes of a bout received over time.
 type curve struct {
@@ -135,8 +142,8 @@ func names() (list []string) {
 	return list
 }
 
-// swarm measures systems that bring one file to many nodes.
-func swarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
+// runSwarm measures systems that bring one file to many nodes.
+func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 	var err error
 	if c.out, err = filepath.Abs(c.out); err != nil {
 		return err
@@ -171,7 +178,7 @@ func swarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 	}
 	defer unix.Unmount(work, unix.MNT_DETACH)
 
-	var failed []string
+	m := &measurement{swarmConfig: c, ctx: ctx, network: n, work: work, report: report}
 	for _, count := range c.counts {
 		l, err := loadFor(count)
 		if err != nil {
@@ -180,52 +187,111 @@ func swarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 		if c.mib > 0 {
 			l.mib = c.mib
 		}
-		dir := filepath.Join(work, fmt.Sprint(count))
-		data, err := newDataset(ctx, lab.In(c.bin), dir, int64(l.mib)<<20)
-		if err != nil {
-			return fmt.Errorf("image for %d nodes: %w", count, err)
-		}
-		for _, s := range systems {
-			if len(c.only) > 0 && !slices.Contains(c.only, s.name) {
-				continue
-			}
-			name := fmt.Sprintf("%s, %d nodes", s.name, count)
-			b := &bout{system: s, load: l, slow: c.slow, data: *data, dir: filepath.Join(dir, "bout"),
-				logs: filepath.Join(c.out, "log", fmt.Sprintf("%s-%d", s.name, count))}
-			err := s.missing()
-			if err == nil && s.unicast {
-				b.data, err = data.part(min(data.size, data.size*unicastTimes/int64(count)))
-			}
-			var r *result
-			if err == nil {
-				r, err = b.run(ctx, n)
-			}
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if err != nil {
-				fmt.Fprintf(os.Stderr, "bench: %s: %v\n", name, err)
-				failed = append(failed, name)
-				continue
-			}
-			row, curve := b.report(r)
-			report.add(row, curve)
-			fmt.Fprintln(os.Stderr, "bench:", row)
-			if err := report.write(c.out); err != nil {
-				return err
-			}
-		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := m.measure(l, false); err != nil {
 			return err
 		}
 	}
-	if len(failed) > 0 {
-		return fmt.Errorf("no figures of %s", strings.Join(failed, "; "))
+	if !c.slow {
+		if err := m.measure(load{n: 1, mib: rawMiB}, true); err != nil {
+			return err
+		}
+	}
+	if err := report.figures(c.out); err != nil {
+		return err
+	}
+	if len(m.failed) > 0 {
+		return fmt.Errorf("no figures of %s", strings.Join(m.failed, "; "))
 	}
 	return nil
 }
 
+// rawMiB is so much that who asks a tracker first is not the slower for it, and
+// rawRounds how often it is sent.
+const (
+	rawMiB    = 2 << 10
+	rawRounds = 3
+)
+
+// A measurement is one run of bench swarm.
+type measurement struct {
+	swarmConfig
+	ctx     context.Context
+	network *lab.Network
+	work    string
+	report  *swarmReport
+	failed  []string
+}
+
+// measure has all systems that are wanted carry one load. What fails has no row.
+func (m *measurement) measure(l load, raw bool) error {
+	var wanted []system
+	for _, s := range systems {
+		if s.raw == raw && (len(m.only) == 0 || slices.Contains(m.only, s.name)) {
+			wanted = append(wanted, s)
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	dir := filepath.Join(m.work, "load")
+	data, err := newDataset(m.ctx, lab.In(m.bin), dir, int64(l.mib)<<20)
+	if err != nil {
+		return fmt.Errorf("image of %d MiB: %w", l.mib, err)
+	}
+	for _, s := range wanted {
+		name := fmt.Sprintf("%s-%d", s.name, l.n)
+		b := &bout{system: s, load: l, slow: m.slow, data: *data, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
+		row, curve, err := m.one(b)
+		if m.ctx.Err() != nil {
+			return context.Cause(m.ctx)
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", name, err)
+			m.failed = append(m.failed, name)
+			continue
+		}
+		m.report.add(row, curve)
+		fmt.Fprintln(os.Stderr, "bench:", row)
+		if err := m.report.write(m.out); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// one carries out a bout, or of a raw one the rounds, of which the median counts.
+func (m *measurement) one(b *bout) (swarmRow, *curve, error) {
+	err := b.system.missing()
+	if err == nil && b.system.unicast {
+		b.data, err = b.data.part(b.data.size * unicastTimes / int64(b.n))
+	}
+	rounds := 1
+	if b.system.raw {
+		rounds = rawRounds
+	}
+	var rows []swarmRow
+	for err == nil && len(rows) < rounds {
+		var r *result
+		if r, err = b.run(m.ctx, m.network); err != nil {
+			break
+		}
+		if !b.system.raw {
+			row, curve := b.report(r)
+			return row, &curve, nil
+		}
+		rows = append(rows, b.rawReport(r))
+	}
+	if err != nil {
+		return swarmRow{}, nil, err
+	}
+	slices.SortFunc(rows, func(a, b swarmRow) int { return cmp.Compare(a.Speed, b.Speed) })
+	return rows[len(rows)/2], nil, nil
+}
+
 func (r swarmRow) String() string {
+	if r.Speed > 0 {
+		return fmt.Sprintf("%s: %.0f MB/s, CPU s/GiB %.2f + %.2f = %.2f", r.Transport, r.Speed, r.CPUSeeder, r.CPUPeer, r.CPU)
+	}
 	s := fmt.Sprintf("%s, %d nodes, %d Mbit/s, %.0f MiB: first %.3f, median %.3f, last %.3f of %.1f s; egress %.3f; %.1f CPU s/GiB",
 		r.Transport, r.N, r.Mbit, float64(r.Bytes)/(1<<20), r.First, r.Median, r.Last, r.Ideal, r.Egress, r.CPU)
 	if r.Others > 0 {
@@ -234,24 +300,40 @@ func (r swarmRow) String() string {
 	return s
 }
 
+// rawReport makes speeds of what was seen.
+func (b *bout) rawReport(r *result) swarmRow {
+	row := b.row(r)
+	row.Speed = float64(b.data.size) / 1e6 / r.took[0].Seconds()
+	return row
+}
+
+// row has what both kinds of rows have.
+func (b *bout) row(r *result) swarmRow {
+	gib := float64(b.data.size) * float64(b.n) / (1 << 30)
+	return swarmRow{
+		Transport: b.system.name, N: b.n, Bytes: b.data.size, At: time.Now().UTC().Format(time.RFC3339),
+		CPU: r.cpu.Seconds() / gib, CPUSeeder: r.server.Seconds() / gib, CPUPeer: (r.cpu - r.server).Seconds() / gib,
+	}
+}
+
 // report makes ratios of what was seen.
 func (b *bout) report(r *result) (swarmRow, curve) {
 	took := slices.Sorted(slices.Values(r.took))
 	over := func(d time.Duration) float64 { return ratio(d, b.ideal()) }
-	gib := float64(b.data.size) * float64(b.n) / (1 << 30)
-	row := swarmRow{
-		Transport: b.system.name, N: b.n, First: over(took[0]), Median: over(median(took)), Last: over(took[b.n-1]),
-		Egress: float64(r.egress) / float64(b.data.size), Sent: float64(r.sent) / float64(b.data.size) / float64(b.n),
-		CPU: r.cpu.Seconds() / gib, ServerCPU: r.server.Seconds() / gib,
-		Mbit: b.mbit, Bytes: b.data.size, MTU: mtu, Ideal: b.ideal().Seconds(), At: time.Now().UTC().Format(time.RFC3339),
-	}
+	row := b.row(r)
+	row.First, row.Median, row.Last = over(took[0]), over(median(took)), over(took[b.n-1])
+	row.Egress = float64(r.egress) / float64(b.data.size)
+	row.Sent = float64(r.sent) / float64(b.data.size) / float64(b.n)
+	row.Mbit, row.MTU, row.Ideal = b.mbit, mtu, b.ideal().Seconds()
 	row.TOverIdeal, row.Spread = row.Last, row.Last-row.First
 	if b.slow {
-		row.Transport += "-slow"
+		row.Transport += slowSuffix
 		row.Others = over(slices.Max(r.took[:b.n-1]))
 	}
 	return row, curve{row.Transport, b.n, b.mbit, sampleEvery.Seconds(), rates(r.received, b.n)}
 }
+
+const slowSuffix = "-slow" // to the name of a system in a bout with a slow node
 
 // rates are megabits a second, by node, from the bytes of all nodes at each sample.
 func rates(samples [][]int64, nodes int) [][]float64 {
@@ -266,11 +348,14 @@ func rates(samples [][]int64, nodes int) [][]float64 {
 	return list
 }
 
-// add puts a bout in the place of an earlier one.
-func (r *swarmReport) add(row swarmRow, c curve) {
+// add puts a bout in the place of an earlier one. A raw one has no curve.
+func (r *swarmReport) add(row swarmRow, c *curve) {
 	r.Rows = slices.DeleteFunc(r.Rows, func(o swarmRow) bool { return o.Transport == row.Transport && o.N == row.N })
-	r.Curves = slices.DeleteFunc(r.Curves, func(o curve) bool { return o.Transport == c.Transport && o.N == c.N })
-	r.Rows, r.Curves = append(r.Rows, row), append(r.Curves, c)
+	if c != nil {
+		r.Curves = slices.DeleteFunc(r.Curves, func(o curve) bool { return o.Transport == c.Transport && o.N == c.N })
+		r.Curves = append(r.Curves, *c)
+	}
+	r.Rows = append(r.Rows, row)
 }
 
 func (r *swarmReport) read(file string) error {
@@ -305,8 +390,6 @@ func (r *swarmReport) write(dir string) error {
 // table writes the rows with the names that they have in JSON.
 func (r *swarmReport) table(w io.Writer) error {
 	out := csv.NewWriter(w)
-	columns := []string{"transport", "n", "t_over_ideal", "egress", "cpu_s_per_gib", "first", "median", "last", "spread",
-		"others_last", "server_cpu_s_per_gib", "client_sent", "rate_mbit", "bytes", "mtu", "ideal_s", "at"}
 	out.Write(columns)
 	for _, row := range r.Rows {
 		b, err := json.Marshal(row)

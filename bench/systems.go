@@ -21,6 +21,7 @@ import (
 type system struct {
 	name    string
 	needs   []string                   // programs
+	raw     bool                       // from the server to one peer beside it, by loopback
 	unicast bool                       // each copy comes from the server: it takes N times the ideal
 	cast    func(b *bout) cast         // who runs what
 	check   func(b *bout, i int) error // that node i has all of it
@@ -41,22 +42,27 @@ var systems = []system{
 	{name: "udpcast", needs: []string{"udp-sender", "udp-receiver"}, cast: castUDPcast, check: checkFile},
 	{name: "aria2", needs: []string{"aria2c"}, cast: castAria2, check: checkTorrent},
 	{name: "libtorrent", needs: []string{python}, cast: castLibtorrent, check: checkTorrent},
+	{name: "raw-rookery", raw: true, cast: castEngine, check: checkFile},
+	{name: "raw-aria2", raw: true, needs: []string{"aria2c"}, cast: castAria2, check: checkTorrent},
+	{name: "raw-libtorrent", raw: true, needs: []string{python}, cast: castLibtorrent, check: checkTorrent},
 }
 
 // serve is Rookery's own server, without what is for machines that boot.
 func (b *bout) serve(also string) spec {
+	card := "eth0"
+	if b.system.raw {
+		card = "lo"
+	}
 	return spec{name: "server", said: regexp.MustCompile("msg=serving "), args: []string{b.data.rookery, "--state", b.data.state,
-		"serve", "--interface", "eth0", "--without", "dhcp,tftp,radvd" + also}}
+		"serve", "--interface", card, "--address", b.ip(), "--without", "dhcp,tftp,radvd" + also}}
 }
-
-const serverURL = "http://" + serverIP + ":80"
 
 func castRookery(b *bout) cast {
 	c := cast{servers: []spec{b.serve("")}}
 	for i := range b.n {
 		c.nodes = append(c.nodes, spec{
-			name: b.nodes[i].Name, said: regexp.MustCompile("rookery: fetch: finished"), code: b.data.script(i, b.limit()),
-			args: []string{b.data.agent, "install", "--script", goArg, "--site", b.data.site, "--http", serverURL, "--root", b.target(i)},
+			name: nodeName(i), said: regexp.MustCompile("rookery: fetch: finished"), code: b.data.script(i, b.limit()),
+			args: []string{b.data.agent, "install", "--script", goArg, "--site", b.data.site, "--http", b.url(), "--root", b.target(i)},
 		})
 	}
 	return c
@@ -65,10 +71,10 @@ func castRookery(b *bout) cast {
 // script is the install script of node i.
 func (d *dataset) script(i int, seedFor time.Duration) []byte {
 	s := wire.Script{
-		Version: 1, ID: fmt.Sprintf("%032x", i+1), Node: fmt.Sprintf("n%d", i+1),
+		Version: 1, ID: fmt.Sprintf("%032x", i+1), Node: nodeName(i),
 		Image: wire.Image{Name: imageName, Manifest: d.manifest}, Transports: []string{"bittorrent", "http"},
 		Layout:   disklayout.Default(),
-		Identity: wire.Identity{Hostname: fmt.Sprintf("n%d", i+1), MachineID: fmt.Sprintf("%032x", i+1)},
+		Identity: wire.Identity{Hostname: nodeName(i), MachineID: fmt.Sprintf("%032x", i+1)},
 		SeedFor:  int(seedFor.Seconds()), Ending: wire.Exit, OnFailure: wire.Exit,
 	}
 	sealed, err := wire.Seal(s, d.key)
@@ -91,8 +97,8 @@ func checkRookery(b *bout, i int) error {
 func castHTTP(b *bout) cast {
 	c := cast{servers: []spec{b.serve(",seeder")}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, args: []string{"curl", "-sSf", "--range", fmt.Sprintf("0-%d", b.data.size-1),
-			"-o", b.target(i), serverURL + wire.PathLayers + string(b.data.digest)}})
+		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"curl", "-sSf", "--range", fmt.Sprintf("0-%d", b.data.size-1),
+			"-o", b.target(i), b.url() + wire.PathLayers + string(b.data.digest)}})
 	}
 	return c
 }
@@ -102,8 +108,8 @@ func castRsync(b *bout) cast {
 	c := cast{files: map[string]string{config: "use chroot = no\nreverse lookup = no\n[bench]\npath = " + filepath.Dir(b.data.file) + "\n"}, servers: []spec{{name: "server", said: regexp.MustCompile("starting, listening"),
 		args: []string{"rsync", "--daemon", "--no-detach", "--config", b.path(config), "--log-file=/dev/stdout"}}}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, args: []string{"rsync", "--whole-file", "--inplace",
-			"rsync://" + serverIP + "/bench/" + filepath.Base(b.data.file), b.target(i)}})
+		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"rsync", "--whole-file", "--inplace",
+			"rsync://" + b.ip() + "/bench/" + filepath.Base(b.data.file), b.target(i)}})
 	}
 	return c
 }
@@ -113,7 +119,7 @@ func castUDPcast(b *bout) cast {
 	c := cast{starter: &spec{name: "server", args: []string{"udp-sender", "--file", b.data.file, "--interface", "eth0", "--nokbd", "--no-progress",
 		"--full-duplex", "--min-receivers", fmt.Sprint(b.n), "--max-wait", "20", "--rexmit-hello-interval", "500"}}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, ready: regexp.MustCompile("UDP receiver for"),
+		c.nodes = append(c.nodes, spec{name: nodeName(i), ready: regexp.MustCompile("UDP receiver for"),
 			args: []string{"udp-receiver", "--file", b.target(i), "--interface", "eth0", "--nokbd", "--no-progress", "--nosync"}})
 	}
 	return c
@@ -123,7 +129,7 @@ func castAria2(b *bout) cast {
 	c := cast{files: map[string]string{torrentFile: b.torrent(), hookFile: "#!/bin/sh\necho complete\n"},
 		servers: []spec{b.serve(",seeder"), b.aria2("seeder", filepath.Dir(b.data.file), b.path(torrentFile))}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, b.aria2(b.nodes[i].Name, b.target(i), ""))
+		c.nodes = append(c.nodes, b.aria2(nodeName(i), b.target(i), ""))
 	}
 	for i := range c.nodes {
 		c.nodes[i].code = []byte(b.path(torrentFile) + "\n")
@@ -136,13 +142,13 @@ func (b *bout) aria2(name, dir, torrent string) spec {
 	s := spec{name: name, said: regexp.MustCompile("^complete$"), args: []string{"aria2c", "--no-conf", "--enable-dht=false", "--bt-enable-lpd=false",
 		"--enable-peer-exchange=false", "--seed-ratio=0.0", "--bt-request-peer-speed-limit=1000M", "--bt-max-peers=100", "--bt-tracker-interval=5",
 		"--file-allocation=none", "--disk-cache=64M", "--summary-interval=0", "--show-console-readout=false",
-		"--listen-port=6999", "--on-bt-download-complete=" + b.path(hookFile), "--dir", dir}}
+		"--on-bt-download-complete=" + b.path(hookFile), "--dir", dir}}
 	if torrent == "" {
-		s.args = append(s.args, "--input-file", goArg)
+		s.args = append(s.args, "--listen-port="+nodePort, "--input-file", goArg)
 		return s
 	}
 	s.said = regexp.MustCompile("listening on TCP port")
-	s.args = append(s.args, "--bt-seed-unverified=true", torrent)
+	s.args = append(s.args, "--listen-port="+seederPort, "--bt-seed-unverified=true", torrent)
 	return s
 }
 
@@ -155,13 +161,19 @@ var libtorrent string
 func castLibtorrent(b *bout) cast {
 	const program = "peer.py" // python would take libtorrent.py for the module
 	c := cast{files: map[string]string{torrentFile: b.torrent(), program: libtorrent}, servers: []spec{b.serve(",seeder"), {name: "seeder", said: regexp.MustCompile("^ready$"),
-		args: []string{python, b.path(program), "seed", b.path(torrentFile), filepath.Dir(b.data.file), "6999", "-"}}}}
+		args: []string{python, b.path(program), "seed", b.path(torrentFile), filepath.Dir(b.data.file), seederPort, "-"}}}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: b.nodes[i].Name, said: regexp.MustCompile("^complete$"),
-			args: []string{python, b.path(program), "fetch", b.path(torrentFile), b.target(i), "6999", goArg}})
+		c.nodes = append(c.nodes, spec{name: nodeName(i), said: regexp.MustCompile("^complete$"),
+			args: []string{python, b.path(program), "fetch", b.path(torrentFile), b.target(i), nodePort, goArg}})
 	}
 	return c
 }
+
+// Ports of other people's clients: Rookery's seeder has 6881.
+const (
+	seederPort = "6998"
+	nodePort   = "6999"
+)
 
 // Files of the casts.
 const (
@@ -171,7 +183,7 @@ const (
 
 // torrent is the layer's torrent with a tracker.
 func (b *bout) torrent() string {
-	const tracker = serverURL + wire.PathAnnounce
+	tracker := b.url() + wire.PathAnnounce
 	return fmt.Sprintf("d8:announce%d:%s%s", len(tracker), tracker, b.data.torrent[1:])
 }
 
