@@ -24,7 +24,7 @@ var floors = []string{
 	"disklayout", "boot/netboot", "wire",
 	// mechanisms
 	"image", "image/oci", "image/store", "image/registry", "image/tree", "image/chroot", "image/capture",
-	"transport", "transport/swarm", "transport/tracker", "transport/http",
+	"transport", "transport/swarm", "transport/tracker", "transport/interop", "transport/http",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
 	"agent/install", "agent/host", "agent/netup", "agent/report", "agent/pid1",
@@ -86,6 +86,9 @@ func uses(t *testing.T) []use {
 		if d.IsDir() {
 			if p != "." && (name == "testdata" || name == "out" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_")) {
 				return fs.SkipDir
+			}
+			if _, err := os.Stat(path.Join(p, "go.mod")); p != "." && err == nil {
+				return fs.SkipDir // a module of its own, which no package of this one can import
 			}
 			return nil
 		}
