@@ -164,7 +164,7 @@ func meet(ctx context.Context, t *testing.T, seed uint64) *meeting {
 
 func (m *meeting) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.tracker.ServeHTTP(w, r)
-	if r.FormValue("left") == "0" {
+	if r.FormValue("left") == "0" && r.FormValue("event") != "stopped" { // transmission's first word is a goodbye
 		select {
 		case m.arrival <- netip.MustParseAddrPort(r.RemoteAddr).Addr():
 		default:
