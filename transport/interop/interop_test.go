@@ -222,6 +222,16 @@ func (m *meeting) arrives(t *testing.T, addr string) {
 	}
 }
 
+// serve starts our server and waits until the tracker knows it: anacrolix's
+// client asks only once a minute.
+func (m *meeting) serve(t *testing.T) *transport.Pieces {
+	t.Helper()
+	served, addr := transporttest.Seed(m.info, m.content), address()
+	peer(t, addr).Add(served, swarm.Options{Seeder: true})
+	m.arrives(t, addr)
+	return served
+}
+
 // fetched waits until a client has all bytes in its file.
 func (m *meeting) fetched(t *testing.T, c client, file string) {
 	t.Helper()
@@ -277,11 +287,9 @@ func TestStockClients(t *testing.T) {
 		t.Run(c.name+" fetches from us", func(t *testing.T) {
 			t.Parallel()
 			m := meet(ctx, t, uint64(10+i))
-			served := transporttest.Seed(m.info, m.content)
-			peer(t, address()).Add(served, swarm.Options{Seeder: true})
-			addr, file := m.stock(t, c, false)
+			m.serve(t)
+			_, file := m.stock(t, c, false)
 			m.fetched(t, c, file)
-			m.arrives(t, addr)
 		})
 		t.Run("we fetch from "+c.name, func(t *testing.T) {
 			t.Parallel()
@@ -321,6 +329,7 @@ func TestStockClients(t *testing.T) {
 // stock client fetch; the nodes announce with query.
 func together(t *testing.T, m *meeting, query string) (nodes []*transport.Pieces) {
 	t.Helper()
+	served := m.serve(t)
 	var wg sync.WaitGroup
 	ours := m.info
 	ours.Trackers = []string{m.url + query}
@@ -341,8 +350,6 @@ func together(t *testing.T, m *meeting, query string) (nodes []*transport.Pieces
 		_, file := m.stock(t, c, false)
 		wg.Go(func() { m.fetched(t, c, file) })
 	}
-	served := transporttest.Seed(m.info, m.content)
-	peer(t, address()).Add(served, swarm.Options{Seeder: true})
 	wg.Wait()
 	_, _, _, sent := served.Transfer()
 	t.Logf("the server sent %.2f copies", float64(sent)/float64(m.info.Length))
