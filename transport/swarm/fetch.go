@@ -18,7 +18,7 @@ const (
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
 
-	minAsking = 12                     // pieces asked of nodes at a time, or
+	minAsking = 16                     // pieces asked of nodes at a time, or
 	askAhead  = 100 * time.Millisecond // what comes in that time, when that is more
 	maxOpen   = 2                      // of these of one node
 	breather  = 50 * time.Millisecond  // before a node that is busy is asked again

@@ -16,7 +16,7 @@ import (
 // out once before any twice, and again when nobody else has it.
 const (
 	minOffers   = 8                      // pieces on offer at a time, or
-	offerAhead  = 300 * time.Millisecond // what leaves in that time, when that is more
+	offerAhead  = 600 * time.Millisecond // what leaves in that time, when that is more
 	maxOffering = 16 << 20               // bytes on offer at a time
 	offerFor    = 2 * time.Second        // then an offer is not waited for
 	greetFor    = time.Second            // for a peer to say what it has a use for

@@ -30,9 +30,9 @@ const (
 // time is generous.
 const (
 	maxHandshakes = 256  // connections that have not said what they want
-	maxServed     = 1000 // connections of a torrent that is seeded by a server
 	maxNode       = 20   // connections of a torrent on a node, besides those to servers
 	wanted        = 16   // of these that a node looks for
+	maxServed     = 1000 // connections of a torrent that is seeded by a server
 	shake         = 30 * time.Second
 	dialFor       = 15 * time.Second
 	silence       = 4 * time.Minute // without a message: the connection is dead

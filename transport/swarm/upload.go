@@ -20,7 +20,7 @@ const (
 	maxRequest  = 128 << 10             // bytes of one request
 	maxRequests = 1024                  // waiting requests of one peer
 	reqq        = 250                   // what we say of that: stock clients keep it
-	minQueue    = 2                     // pieces that a node takes on, or
+	minQueue    = 4                     // pieces that a node takes on, or
 	queueAhead  = 50 * time.Millisecond // what leaves in that time, when that is more
 	stuckAfter  = time.Second           // who takes nothing for so long keeps nobody else out
 	unsent      = 32 << 10              // bytes that the kernel keeps for a connection and has not sent
