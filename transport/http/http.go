@@ -19,9 +19,10 @@ const (
 	// aloneRun is how much one request asks for when nobody else brings pieces:
 	// long enough that the round trip does not count.
 	aloneRun = 16 << 20
-	// besideRun is the same beside a swarm. There it is short: what others
-	// have meanwhile is not to be asked of a server.
-	besideRun = 2 << 20
+	// besideRun is the same beside a swarm, where besideShare of the layer is
+	// the most: what others ask for meanwhile is not to be asked for twice.
+	besideRun   = 2 << 20
+	besideShare = 256
 	// portion is read at a time, so that a limit is shared fairly.
 	portion = 64 << 10
 )
@@ -96,16 +97,17 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 // they are of those that the fewest peers have, at a place that other nodes
 // hardly choose, too.
 func claim(p *transport.Pieces) (first, end int) {
-	copies := p.Copies()
-	rank, run := func(n int) (int64, bool) { return int64(n), true }, aloneRun
+	info, copies := p.Info(), p.Copies()
+	rank, run := func(n int) (int64, bool) { return int64(n), true }, int64(aloneRun)
 	if copies != nil {
-		rank, run = func(n int) (int64, bool) { return int64(copies[n])<<32 | int64(rand.Uint32()), true }, besideRun
+		rank = func(n int) (int64, bool) { return int64(copies[n])<<32 | int64(rand.Uint32()), true }
+		run = min(besideRun, info.Length/besideShare)
 	}
 	first, ok := p.Claim(rank)
 	if !ok {
 		return 0, 0
 	}
-	limit := min(first+max(1, run/int(p.Info().PieceLength)), len(p.Info().Hashes))
+	limit := min(first+int(max(1, run/info.PieceLength)), len(info.Hashes))
 	for end = first + 1; end < limit; end++ {
 		if copies != nil && copies[end] > copies[first] {
 			break

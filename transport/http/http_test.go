@@ -255,7 +255,7 @@ func TestRegistry(t *testing.T) {
 
 // Beside a swarm: what no peer has first, in short runs, each time elsewhere.
 func TestBesideASwarm(t *testing.T) {
-	const pieces, run = 160, 32 // of 64 KiB
+	const pieces, run = 160, 1 // of 64 KiB; a 256th of the layer is less than one
 	content, info := transporttest.Layer(t, 1, pieces*64<<10)
 	var mu sync.Mutex
 	var ranges [][2]int
@@ -269,7 +269,7 @@ func TestBesideASwarm(t *testing.T) {
 	}))
 	defer server.Close()
 	starts := map[int]bool{}
-	for range 20 {
+	for range 8 {
 		ranges = nil
 		p := transport.NewPieces(info, transporttest.NewMemory(nil))
 		p.SetCopies(func() []int32 { // the first half has been seen
@@ -294,8 +294,8 @@ func TestBesideASwarm(t *testing.T) {
 		}
 		starts[ranges[0][0]] = true
 	}
-	if len(starts) < 10 {
-		t.Errorf("20 nodes begin at %d places", len(starts))
+	if len(starts) < 5 {
+		t.Errorf("8 nodes begin at %d places", len(starts))
 	}
 
 	ranges = nil

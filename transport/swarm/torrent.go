@@ -95,6 +95,9 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		t.rank[i] = int32(r)
 	}
 	t.heard = make([]heard, len(t.trackers))
+	if !t.seeder {
+		pieces.SetCopies(t.availability)
+	}
 	t.sync()
 	return t
 }
@@ -127,6 +130,16 @@ func (t *Torrent) Incomplete() int {
 		}
 	}
 	return max(connected, told)
+}
+
+// availability is how many connections have each piece; nil when there are none.
+func (t *Torrent) availability() []int32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.conns) == 0 {
+		return nil
+	}
+	return slices.Clone(t.copies)
 }
 
 // leave closes what the torrent has open.
