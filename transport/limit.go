@@ -43,7 +43,13 @@ func (l *Limiter) Wait(ctx context.Context, n int) error {
 	if wait <= 0 {
 		return ctx.Err()
 	}
-	return pause(ctx, wait)
+	err := pause(ctx, wait)
+	if err != nil { // they do not pass: not at the cost of those who come
+		l.mu.Lock()
+		l.paid = l.paid.Add(-l.time(n))
+		l.mu.Unlock()
+	}
+	return err
 }
 
 // time is how long n bytes take.

@@ -51,6 +51,25 @@ func TestLimiter(t *testing.T) {
 	})
 }
 
+// Whoever goes away while waiting costs the others nothing.
+func TestLimiterGivesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := transport.NewLimiter(64 << 10)
+		begin := time.Now()
+		if err := l.Wait(t.Context(), 64<<10); err != nil || time.Since(begin) > 0 {
+			t.Errorf("the first 64 KiB took %s, %v", time.Since(begin), err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		if err := l.Wait(ctx, 10<<20); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Wait: %v, want %v", err, context.DeadlineExceeded)
+		}
+		if err := l.Wait(t.Context(), 64<<10); err != nil || time.Since(begin) != time.Second {
+			t.Errorf("the next 64 KiB came after %s, %v; want 1s", time.Since(begin), err)
+		}
+	})
+}
+
 func TestNoLimit(t *testing.T) {
 	l := transport.NewLimiter(0)
 	if l != nil {

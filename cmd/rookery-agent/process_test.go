@@ -367,6 +367,29 @@ func TestInstallFromAFile(t *testing.T) {
 	}
 }
 
+// A swarm in which nobody is: HTTP joins it after 20 seconds, and the server
+// hears that and why.
+func TestHTTPJoinsASilentSwarm(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.set(func() { s.sealed = s.seal(t, nil) })
+	root := filepath.Join(t.TempDir(), "root")
+	cmd, out := agentProcess(t, "run", "--api", s.URL, "--http", s.URL, "--site", s.file, "--root", root,
+		"--mac", "52:54:00:aa:00:01", "--listen", "127.0.0.1:0", "--seed-for", "0s")
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checkInstalled(t, root)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	const want = "http joins bittorrent: no new bytes for 20s (layer "
+	if !slices.ContainsFunc(s.events, func(e wire.Event) bool {
+		return e.Phase == wire.PhasePlan && e.State == wire.Switched && strings.HasPrefix(e.Text, want)
+	}) || !strings.Contains(out.String(), "rookery: plan: "+want) {
+		t.Errorf("no %q among the events or on the console\n%s", want, out)
+	}
+}
+
 // Killed in the middle and started again, it fetches what is missing.
 func TestKilledAgentGoesOn(t *testing.T) {
 	s := newSite(t)

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"rookery/server/fleet"
+	"rookery/wire"
 )
 
 // A reader of YAML sees what a reader of JSON sees: names, strings that look
@@ -44,5 +48,15 @@ func TestYAMLIsTheSameAsJSON(t *testing.T) {
 	}
 	if !bytes.HasPrefix(text.Bytes(), []byte("- name: debian12:1\n  tags:\n    - debian12:7\n  manifest: sha256:0123\n  size: 1099511627776\n")) {
 		t.Errorf("yaml:\n%s", &text)
+	}
+}
+
+// What turned a node's phases another way is shown, on lines of their own.
+func TestShowTellsTurns(t *testing.T) {
+	var b strings.Builder
+	at := time.Date(2026, 11, 26, 14, 5, 37, 0, time.Local)
+	describe(&b, fleet.View{Name: "n1", Turns: []fleet.Turn{{Phase: wire.PhaseFetch, Time: at, Text: "http joins bittorrent:\x1b[2J no new bytes"}}})
+	if want := "turn\t14:05:37 fetch: http joins bittorrent: [2J no new bytes\n"; !strings.Contains(b.String(), want) {
+		t.Errorf("%q, want %q in it", b.String(), want)
 	}
 }
