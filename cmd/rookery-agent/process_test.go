@@ -392,12 +392,30 @@ func TestHTTPJoinsASilentSwarm(t *testing.T) {
 
 // Killed in the middle and started again, it fetches what is missing.
 func TestKilledAgentGoesOn(t *testing.T) {
+	t.Run("in a directory", func(t *testing.T) { testKilled(t, "") })
+	t.Run("on a disk", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("loop devices and mounts need root: run the test as root")
+		}
+		disk := filepath.Join(t.TempDir(), "disk.img")
+		if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 1<<30)); err != nil {
+			t.Fatal(err)
+		}
+		testKilled(t, disk)
+	})
+}
+
+func testKilled(t *testing.T, disk string) {
 	s := newSite(t)
 	script, root := filepath.Join(t.TempDir(), "script.json"), filepath.Join(t.TempDir(), "root")
 	if err := os.WriteFile(script, s.seal(t, func(w *wire.Script) { w.Transports = []string{"http"} }), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"install", "--script", script, "--site", s.file, "--http", s.URL, "--root", root, "--listen", ""}
+	if disk != "" {
+		args = append(args, "--disk", disk, "--firmware", "bios", "--no-loader")
+		t.Cleanup(func() { _ = syscall.Unmount(root, 0) }) // where the test ends early
+	}
 	size := s.version.Layers[0].Size
 	middle, killed := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -426,13 +444,20 @@ func TestKilledAgentGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // killed
+	if disk != "" {
+		if err := syscall.Unmount(root, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	close(killed)
 	s.set(func() { s.served = 0 })
 	cmd, out = agentProcess(t, args...)
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	checkInstalled(t, root)
+	if disk == "" {
+		checkInstalled(t, root)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.served > size*3/4 {
