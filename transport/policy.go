@@ -40,21 +40,23 @@ func names(steps []Step) string {
 // maxRest bounds how long a source that fails is left alone.
 const maxRest = 8 * time.Second
 
+// A run is one of the sources at work.
+type run struct {
+	ctx    context.Context // nil: it is not at work
+	stop   context.CancelFunc
+	failed error // why it is not
+	said   error // when it failed last
+	next   time.Time
+	rest   time.Duration // before next
+	before int64         // what it had brought when it began
+}
+
 // Fetch ends with nil, with ctx, with ErrStorage, or with what every source
 // said last once Patience is over.
 func (y *Policy) Fetch(ctx context.Context, p *Pieces) error {
 	type end struct {
 		step int
 		err  error
-	}
-	type run struct {
-		ctx    context.Context // nil: it does not run
-		stop   context.CancelFunc
-		failed error // why it does not
-		last   error // why it ended last
-		next   time.Time
-		rest   time.Duration // before next
-		before int64         // what it had brought when it began
 	}
 	runs, ended := make([]run, len(y.Steps)), make(chan end, len(y.Steps))
 	ctx, cancel := context.WithCancel(ctx)
@@ -66,29 +68,14 @@ func (y *Policy) Fetch(ctx context.Context, p *Pieces) error {
 	tick := time.NewTicker(c.stall / 20)
 	defer tick.Stop()
 	for {
-		now := sight{now: time.Now(), arrived: p.Arrived(), idle: p.Idle()}
-		for i := range runs {
-			now.brought = append(now.brought, p.broughtBy(y.Steps[i]))
-			now.failed = append(now.failed, runs[i].failed)
-		}
-		joined := c.joined
-		c = c.next(now)
-		switch {
+		now, joined := y.look(p, runs), c.joined
+		switch c = c.next(now); {
+		case c.over:
+			return y.despair(p, runs, c.patience)
 		case c.joined > joined:
 			y.tell("%s joins %s: %v", y.Steps[joined].Name, names(y.Steps[:joined]), c.why)
 		case c.joined < joined:
 			y.tell("%s leaves %s: new pieces come without it", y.Steps[c.joined].Name, names(y.Steps[:c.joined]))
-		}
-		if c.over {
-			var errs []error
-			for i := range runs {
-				err := runs[i].last
-				if err == nil {
-					err = fmt.Errorf("%w for %s", ErrStalled, c.patience)
-				}
-				errs = append(errs, fmt.Errorf("%s: %w", y.Steps[i].Name, err))
-			}
-			return fmt.Errorf("%d of %d pieces missing: %w", p.Missing(), p.wantedN(), errors.Join(errs...))
 		}
 		for i := range runs {
 			r := &runs[i]
@@ -106,7 +93,8 @@ func (y *Policy) Fetch(ctx context.Context, p *Pieces) error {
 			return ctx.Err()
 		case <-tick.C:
 		case e := <-ended:
-			r, left := &runs[e.step], runs[e.step].ctx.Err() != nil
+			r, name := &runs[e.step], y.Steps[e.step].Name
+			left := r.ctx.Err() != nil
 			r.stop()
 			r.ctx = nil
 			switch {
@@ -115,21 +103,49 @@ func (y *Policy) Fetch(ctx context.Context, p *Pieces) error {
 			case e.err == nil:
 				return nil
 			case errors.Is(e.err, ErrStorage):
-				return fmt.Errorf("%s: %w", y.Steps[e.step].Name, e.err)
+				return fmt.Errorf("%s: %w", name, e.err)
 			case left:
-				continue
-			}
-			// A source that fails at once, as of a server being restarted, would spin.
-			if worked := p.broughtBy(y.Steps[e.step]) > r.before; worked || r.rest == 0 {
-				if e.step < c.joined-1 || c.joined == c.of { // else it is why the next one joins
-					y.tell("%s: %v", y.Steps[e.step].Name, e.err)
+			default:
+				news := r.fails(e.err, p.broughtBy(y.Steps[e.step]) > r.before)
+				if news && (e.step < c.joined-1 || c.joined == c.of) { // else it is why the next one joins
+					y.tell("%s: %v", name, e.err)
 				}
-				r.rest = time.Second / 2
 			}
-			r.rest = min(2*r.rest, maxRest)
-			r.failed, r.last, r.next = e.err, e.err, time.Now().Add(r.rest)
 		}
 	}
+}
+
+// fails has the source rest, the longer the more often it failed: one that
+// fails at once, as of a server being restarted, would spin. It says whether
+// that is news, as it is after any work.
+func (r *run) fails(err error, worked bool) (news bool) {
+	if news = worked || r.said == nil; news {
+		r.rest = time.Second / 2
+	}
+	r.rest = min(2*r.rest, maxRest)
+	r.failed, r.said, r.next = err, err, time.Now().Add(r.rest)
+	return news
+}
+
+func (y *Policy) look(p *Pieces, runs []run) sight {
+	s := sight{now: time.Now(), arrived: p.Arrived(), idle: p.Idle()}
+	for i := range runs {
+		s.brought = append(s.brought, p.broughtBy(y.Steps[i]))
+		s.failed = append(s.failed, runs[i].failed)
+	}
+	return s
+}
+
+// despair is what every source said last.
+func (y *Policy) despair(p *Pieces, runs []run, patience time.Duration) error {
+	var errs []error
+	for i, r := range runs {
+		if r.said == nil {
+			r.said = fmt.Errorf("%w for %s", ErrStalled, patience)
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", y.Steps[i].Name, r.said))
+	}
+	return fmt.Errorf("%d of %d pieces missing: %w", p.Missing(), p.wantedN(), errors.Join(errs...))
 }
 
 func (y *Policy) tell(format string, args ...any) {

@@ -302,3 +302,32 @@ func TestDirectoryHasRoom(t *testing.T) {
 		t.Fatalf("room in %s: %+v, %v", dir, room, err)
 	}
 }
+
+// What an installation wrote before it was stopped is room for the next.
+func TestDirectoryOfAStoppedInstallationHasRoom(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a small filesystem needs root: run the test as root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("small", dir, "tmpfs", 0, "size=8M,nr_inodes=100"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "etc"), 0o755), os.WriteFile(filepath.Join(dir, "etc/file"), make([]byte, 3<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []int64{5 << 20, 8 << 20} {
+		if _, room, err := (install.Directory{Path: dir}).Plan(t.Context(), wire.Script{}); err != nil || room.Bytes != want || room.Inodes < 90 {
+			t.Errorf("room: %+v, %v; want %d bytes", room, err, want)
+		}
+		if i == 0 {
+			if err := os.Mkdir(filepath.Join(dir, install.StagingDir), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

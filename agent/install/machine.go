@@ -243,15 +243,28 @@ func (d Directory) Plan(context.Context, wire.Script) (disklayout.Plan, Room, er
 	return disklayout.Plan{}, room, nil
 }
 
-// usage is what the files below dir take, as far as they can be seen.
+// usage is what the files below dir take of its filesystem, as far as they can
+// be seen.
 func usage(dir string) (used Room) {
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+	var on uint64
+	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return nil
 		}
-		if info, err := d.Info(); err == nil {
-			used.Bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if name == dir {
+			on = st.Dev
+		}
+		switch {
+		case st.Dev == on:
+			used.Bytes += st.Blocks * 512
 			used.Inodes++
+		case d.IsDir(): // mounted here
+			return fs.SkipDir
 		}
 		return nil
 	})
