@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -23,6 +24,11 @@ import (
 
 	"rookery/image"
 	"rookery/image/imagetest"
+	"rookery/image/registry/registrytest"
+	"rookery/transport"
+	httpsource "rookery/transport/http"
+	"rookery/transport/transporttest"
+	"rookery/wire"
 )
 
 // rootfs is a directory with a small tree in it: some MiB that do not pack, so
@@ -328,6 +334,31 @@ func TestCopyBetweenStores(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(fresh, "images")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("there is a directory of images, too: %v", err)
+	}
+}
+
+// A registry to which an image was copied is a mirror of its layers.
+func TestACopyInARegistryIsAMirror(t *testing.T) {
+	host := registrytest.Start(t, registrytest.Options{}).Host
+	state := published(t)
+	must(t, state, "image", "copy", "--to", "registry+http:"+host+"/site", "debian12:1")
+	layer := showImage(t, state, "debian12:1").Layers[0]
+	content, err := os.ReadFile(layer.Blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torrent, err := transport.NewTorrent(bytes.NewReader(content), int64(len(content)), wire.DigestOf(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := transport.ParseTorrent(torrent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mirror := httpsource.Source{URLs: []string{"http://" + host + "/v2/site/debian12/blobs/"}, Client: http.DefaultClient}
+	got := transporttest.NewMemory(nil)
+	if err := mirror.Fetch(t.Context(), transport.NewPieces(info, got)); err != nil || !bytes.Equal(got.Bytes(), content) {
+		t.Errorf("%d of %d bytes, %v", len(got.Bytes()), len(content), err)
 	}
 }
 
