@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -435,8 +436,13 @@ func full(root string) error {
 // the pieces that an installation before this one left there.
 func (r *run) stage() error {
 	dir := filepath.Join(r.root, StagingDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
+	}
+	if st, err := os.Lstat(dir); err != nil {
+		return err
+	} else if !st.IsDir() { // a link would have us write elsewhere
+		return fmt.Errorf("%s is there and no directory", dir)
 	}
 	left, err := os.ReadDir(dir)
 	if err != nil {
@@ -444,7 +450,7 @@ func (r *run) stage() error {
 	}
 	for _, file := range left { // of another version, maybe
 		if !slices.ContainsFunc(r.layers, func(l *layer) bool { return l.Digest.Hex() == file.Name() }) {
-			if err := os.RemoveAll(filepath.Join(dir, file.Name())); err != nil {
+			if err := os.Remove(filepath.Join(dir, file.Name())); err != nil {
 				return err
 			}
 		}

@@ -258,6 +258,24 @@ func spoil(t *testing.T, name string, off int64) {
 	}
 }
 
+// A link in the place of the staging leads nowhere.
+func TestStagingIsNoLink(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	w := newWorld(t, images, version)
+	w.machine.Keeps = true
+	elsewhere := filepath.Join(t.TempDir(), "precious")
+	if err := errors.Join(os.Mkdir(w.machine.Root, 0o755), os.WriteFile(elsewhere, nil, 0o600),
+		os.Symlink(filepath.Dir(elsewhere), filepath.Join(w.machine.Root, install.StagingDir))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.in.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "fetch: staging: "+filepath.Join(w.machine.Root, install.StagingDir)+" is there and no directory") {
+		t.Errorf("Run: %v", err)
+	}
+	if _, err := os.Stat(elsewhere); err != nil {
+		t.Error(err)
+	}
+}
+
 // A root that was promised more room than it has: the node fails at once, and
 // says how much there is.
 func TestDiskFull(t *testing.T) {
