@@ -456,7 +456,7 @@ func (r *run) stage() error {
 		}
 	}
 	for _, l := range r.layers {
-		f, err := os.OpenFile(filepath.Join(dir, l.Digest.Hex()), os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := os.OpenFile(filepath.Join(dir, l.Digest.Hex()), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return err
 		}
