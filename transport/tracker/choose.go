@@ -24,8 +24,8 @@ func choose(me *peer, all, near, servers, newcomers []*peer, want int, lot func(
 		}
 	}
 	named := len(out)
-	queue := func(of []*peer, ours bool) []*peer {
-		q := make([]*peer, 0, want)
+	queue := func(of []*peer, ours bool, most int) []*peer {
+		q := make([]*peer, 0, most)
 		take := func(p *peer) {
 			if (p.rack == me.rack) == ours && useful(p) && !slices.Contains(out[:named], p) && !slices.Contains(q, p) {
 				q = append(q, p)
@@ -35,14 +35,15 @@ func choose(me *peer, all, near, servers, newcomers []*peer, want int, lot func(
 			take(p)
 		}
 		for p := range lots(of, lot) {
-			if len(q) >= want {
+			if len(q) >= most {
 				break
 			}
 			take(p)
 		}
 		return q
 	}
-	here, far := queue(near, true), queue(all, false)
+	here := queue(near, true, want)
+	far := queue(all, false, max(want/farEvery+1, want-len(here)))
 	for len(out) < want && len(here)+len(far) > 0 {
 		from := &here
 		if len(here) == 0 || len(far) > 0 && (len(out)-named)%farEvery == farEvery-1 {

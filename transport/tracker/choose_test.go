@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"unique"
 )
 
 // members are so many peers in each rack, all incomplete.
@@ -13,7 +14,7 @@ func members(racks ...int) (all []*peer) {
 	for r, n := range racks {
 		for i := range n {
 			ip := netip.AddrFrom4([4]byte{10, byte(r >> 8), byte(r), byte(i)})
-			all = append(all, &peer{addr: netip.AddrPortFrom(ip, uint16(1+i>>8)), rack: fmt.Sprint(r)})
+			all = append(all, &peer{addr: netip.AddrPortFrom(ip, uint16(1+i>>8)), rack: unique.Make(fmt.Sprint(r))})
 		}
 	}
 	return all

@@ -6,12 +6,13 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+	"unique"
 )
 
 // A peer is where and how far a member of a swarm is.
 type peer struct {
 	addr     netip.AddrPort
-	rack     string
+	rack     unique.Handle[string] // compared often
 	seen     time.Time
 	index    int    // in the swarm's peers; -1 when it has left
 	joined   uint64 // the swarm's joins when it came
@@ -24,10 +25,10 @@ type peer struct {
 
 // A group is the peers of one torrent.
 type group struct {
-	peers    []*peer                // in no order, to draw lots
-	racks    map[string][]*peer     // the same
-	at       map[netip.Addr][]*peer // the same
-	servers  []*peer                // Rookery servers, by their peer ids
+	peers    []*peer                           // in no order, to draw lots
+	racks    map[unique.Handle[string]][]*peer // the same
+	at       map[netip.Addr][]*peer            // the same
+	servers  []*peer                           // Rookery servers, by their peer ids
 	complete int
 	joins    uint64        // that there have been
 	recent   []*peer       // who joined last, in that order; some may have left
@@ -35,7 +36,7 @@ type group struct {
 }
 
 func newGroup() *group {
-	return &group{racks: map[string][]*peer{}, at: map[netip.Addr][]*peer{}}
+	return &group{racks: map[unique.Handle[string]][]*peer{}, at: map[netip.Addr][]*peer{}}
 }
 
 func (s *group) incomplete() int { return len(s.peers) - s.complete }
@@ -61,7 +62,7 @@ func (s *group) join(addr netip.AddrPort, rack func(netip.Addr) string) (*peer, 
 	if n := len(s.peers); n >= maxPeers {
 		return nil, fmt.Errorf("%d peers are enough", n)
 	}
-	p := &peer{addr: addr, rack: rack(ip), index: len(s.peers)}
+	p := &peer{addr: addr, rack: unique.Make(rack(ip)), index: len(s.peers)}
 	s.peers = append(s.peers, p)
 	s.racks[p.rack] = append(s.racks[p.rack], p)
 	s.at[ip] = append(s.at[ip], p)
