@@ -278,11 +278,14 @@ func (r *run) image(ctx context.Context) error {
 				return fmt.Errorf("layer %d: %w", at, err)
 			}
 			// The index first, into memory until there is a disk; what else is
-			// needed, the indexes of all layers say together.
+			// needed, the indexes of all layers say together. Of a single layer
+			// everything is.
 			l.spool = newSpool(info.PieceLength, memory, of.IndexOffset, of.IndexSize)
 			l.pieces = transport.NewPieces(info, l.spool)
 			l.pieces.Prefer(of.IndexOffset, of.IndexSize)
-			l.pieces.Hold()
+			if len(layers) > 1 {
+				l.pieces.Hold()
+			}
 			known[of.Digest] = l
 			r.layers = append(r.layers, l)
 		}

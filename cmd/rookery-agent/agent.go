@@ -191,6 +191,7 @@ func (a *agent) install(ctx context.Context, script wire.Script, send func(conte
 			return script.OnFailure, fmt.Errorf("swarm: %w", err)
 		}
 		site.Peer = swarm.NewPeer(ln, a.log)
+		site.Peer.Limit(transport.NewLimiter(script.Upload), download)
 		peer.Go(func() {
 			if err := site.Peer.Run(peerCtx); err != nil {
 				a.log.Error("swarm", "err", err)

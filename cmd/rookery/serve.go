@@ -197,6 +197,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		return err
 	}
 	peer := swarm.NewPeer(seeds, log)
+	peer.Limit(egress, nil)
 	seeder := &seed.Seeder{Store: images, Peer: peer, Tracker: where.HTTP + wire.PathAnnounce, Log: log}
 	if err := seeder.All(ctx); err != nil { // of an image; the nodes of the others need us
 		log.Error("not every image can be installed", "err", err)

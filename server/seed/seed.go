@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"rookery/image/oci"
@@ -216,6 +217,7 @@ func (s *Seeder) open(ctx context.Context, l oci.Layer) (*offer, error) {
 	}
 	pieces := transport.NewPieces(info, layer{f})
 	pieces.AllDone()
+	pieces.Prefer(l.IndexOffset, l.IndexSize) // nobody can begin without it
 	return &offer{s.Peer.Add(pieces, swarm.Options{Seeder: true, Trackers: []string{s.Tracker}}), f}, nil
 }
 
@@ -223,3 +225,11 @@ func (s *Seeder) open(ctx context.Context, l oci.Layer) (*offer, error) {
 type layer struct{ store.Blob }
 
 func (layer) WriteAt([]byte, int64) (int, error) { return 0, os.ErrPermission }
+
+// SyscallConn lets the kernel send what lies in a file.
+func (l layer) SyscallConn() (syscall.RawConn, error) {
+	if f, ok := l.Blob.(syscall.Conn); ok {
+		return f.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}

@@ -268,13 +268,14 @@ func (c *conn) introduce() {
 }
 
 // extend sends the handshake of BEP 10, again when what it says has changed.
-// A server learns from it which pieces are of any use to us.
+// A server learns from it which pieces are of any use to us; of itself it does
+// not say that it only uploads, since libtorrent leaves who does and has nothing.
 func (c *conn) extend() {
 	if !c.ltep {
 		return
 	}
 	hello := map[string]any{
-		"m": map[string]int{}, "p": int(c.t.peer.port), "reqq": reqq, "upload_only": btoi(c.t.done), "v": "Rookery",
+		"m": map[string]int{}, "p": int(c.t.peer.port), "reqq": reqq, "upload_only": btoi(c.t.done && !c.t.seeder), "v": "Rookery",
 	}
 	if uses := c.t.pieces.Claimable(); uses != nil && c.origin == transport.FromServer {
 		hello[usesKey] = string(packBits(uses))
@@ -288,7 +289,9 @@ func (c *conn) extend() {
 const usesKey = "rookery_uses"
 
 // sated says whether the peer fetches nothing any more.
-func (c *conn) sated() bool { return c.uploads || c.hasN == len(c.t.copies) }
+func (c *conn) sated() bool {
+	return c.uploads || c.hasN == len(c.t.copies) || c.origin == transport.FromServer
+}
 
 // head is the length and the id of a message; a block has two numbers more.
 const (

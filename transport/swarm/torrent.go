@@ -95,9 +95,6 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		t.rank[i] = int32(r)
 	}
 	t.heard = make([]heard, len(t.trackers))
-	if !t.seeder {
-		pieces.SetCopies(t.availability)
-	}
 	t.sync()
 	return t
 }
@@ -483,13 +480,6 @@ func (t *Torrent) gains(c *conn, n int) {
 	t.copies[n]++
 	c.useful += btoi(!t.spare.get(n))
 	t.taken(c, n)
-}
-
-// availability is how many connections have each piece.
-func (t *Torrent) availability() []int32 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Clone(t.copies)
 }
 
 func btoi(b bool) int {
