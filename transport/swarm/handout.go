@@ -18,7 +18,7 @@ const (
 	minOffers   = 8                      // pieces on offer at a time, or
 	offerAhead  = 600 * time.Millisecond // what leaves in that time, when that is more
 	maxOffering = 16 << 20               // bytes on offer at a time
-	offerFor    = 2 * time.Second        // then an offer is not waited for
+	offerFor    = time.Second            // an offer is not late before that
 	greetFor    = time.Second            // for a peer to say what it has a use for
 )
 
@@ -26,7 +26,8 @@ const (
 type handout struct {
 	first   []bool // pieces that are given out before others: the index
 	offers  []offer
-	offered []int32 // how many of offers a piece is in
+	offered []int32       // how many of offers a piece is in that are not late
+	usually time.Duration // from an offer to the piece being there
 	turn    int
 }
 
@@ -35,6 +36,7 @@ type offer struct {
 	to    *conn
 	piece int
 	at    time.Time
+	late  bool // it is not waited for: others may be offered the piece
 }
 
 // A client is what a server knows of a peer.
@@ -62,8 +64,14 @@ func (t *Torrent) handOut(now time.Time) {
 		return
 	}
 	waiting := 0
-	for _, o := range t.offers {
-		waiting += btoi(now.Sub(o.at) < offerFor)
+	for i := range t.offers {
+		o := &t.offers[i]
+		if !o.late && now.Sub(o.at) > max(offerFor, 4*t.usually) {
+			o.late = true
+			t.offered[o.piece]--
+			t.refresh()
+		}
+		waiting += btoi(!o.late)
 	}
 	most := max(1, int(maxOffering/t.info.PieceLength))
 	for limit := min(t.ahead(minOffers, offerAhead, t.up), max(most, minOffers)); waiting < limit; {
@@ -78,7 +86,7 @@ func (t *Torrent) handOut(now time.Time) {
 			c.fresh = false
 			continue
 		}
-		t.offers = append(t.offers, offer{c, n, now})
+		t.offers = append(t.offers, offer{to: c, piece: n, at: now})
 		t.offered[n]++
 		c.told.set(n)
 		c.offers++
@@ -153,7 +161,13 @@ func (c *conn) uses(field string) error {
 
 // taken ends the offer of a piece that a peer has now.
 func (t *Torrent) taken(c *conn, n int) {
-	t.withdraw(func(o offer) bool { return o.to == c && o.piece == n })
+	t.withdraw(func(o offer) bool {
+		mine := o.to == c && o.piece == n
+		if mine {
+			t.usually = (7*t.usually + time.Since(o.at)) / 8
+		}
+		return mine
+	})
 }
 
 // forget ends the offers to a peer that is gone. What only it had is to be
@@ -168,7 +182,7 @@ func (t *Torrent) withdraw(which func(offer) bool) {
 		if !which(o) {
 			return false
 		}
-		t.offered[o.piece]--
+		t.offered[o.piece] -= int32(btoi(!o.late))
 		o.to.offers--
 		return true
 	})

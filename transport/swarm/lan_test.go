@@ -1,0 +1,302 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A lan is a switch with a machine at each port, for tests in virtual time: what
+// is said goes in packets, which wait for the sender's uplink and then for the
+// receiver's downlink. A connection keeps unsent and unread bytes as TCP does.
+type lan struct {
+	wg    sync.WaitGroup
+	mu    sync.Mutex
+	hosts map[netip.Addr]*lanHost
+}
+
+const (
+	packet    = 8948      // bytes of payload: an MTU of 9000
+	overhead  = 66        // bytes of headers, Ethernet's too
+	window    = 256 << 10 // bytes of a connection that are sent and not read
+	roundTrip = 100 * time.Microsecond
+)
+
+// A lanHost is a machine. It has a peer's listener, and dials.
+type lanHost struct {
+	lan  *lan
+	addr netip.AddrPort
+	rate float64 // bytes a second, in each direction
+	in   chan lanPacket
+	new  chan net.Conn // to be accepted
+	gone chan struct{} // closed by Close
+
+	mu      sync.Mutex
+	sending []*lanConn // with something to send, and room at the other end
+	stirred chan struct{}
+	sent    int64 // bytes, with headers
+	ports   uint16
+}
+
+type lanPacket struct {
+	to *lanConn
+	b  []byte
+}
+
+// host adds a machine that works until ctx ends.
+func (l *lan) host(ctx context.Context, n int, rate float64) *lanHost {
+	h := &lanHost{
+		lan: l, addr: lanAddr(n), rate: rate,
+		in: make(chan lanPacket, 1<<16), new: make(chan net.Conn, 1024), gone: make(chan struct{}), stirred: make(chan struct{}, 1),
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hosts == nil {
+		l.hosts = map[netip.Addr]*lanHost{}
+	}
+	l.hosts[h.addr.Addr()] = h
+	l.wg.Go(func() { h.uplink(ctx) })
+	l.wg.Go(func() { h.downlink(ctx) })
+	return h
+}
+
+func lanAddr(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), 6881)
+}
+
+// A link is busy until then.
+type link struct {
+	rate float64
+	free time.Time
+}
+
+// carry returns when n bytes have passed.
+func (l *link) carry(n int) {
+	if now := time.Now(); l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(float64(n+overhead) / l.rate * float64(time.Second)))
+	time.Sleep(time.Until(l.free))
+}
+
+// uplink sends a packet of each connection in turn.
+func (h *lanHost) uplink(ctx context.Context) {
+	wire := link{rate: h.rate}
+	for {
+		c := h.turn()
+		if c == nil {
+			select {
+			case <-h.stirred:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		b := c.take()
+		wire.carry(len(b))
+		select {
+		case c.peer.host.in <- lanPacket{c.peer, b}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (h *lanHost) turn() (c *lanConn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.sending) > 0 {
+		c, h.sending = h.sending[0], h.sending[1:]
+	}
+	return c
+}
+
+func (h *lanHost) downlink(ctx context.Context) {
+	wire := link{rate: h.rate}
+	for {
+		select {
+		case p := <-h.in:
+			wire.carry(len(p.b))
+			p.to.deliver(p.b)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Sent is how many bytes the machine has sent.
+func (h *lanHost) Sent() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sent
+}
+
+// Accept, Close and Addr make it a net.Listener.
+func (h *lanHost) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.new:
+		return c, nil
+	case <-h.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *lanHost) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.gone:
+	default:
+		close(h.gone)
+	}
+	return nil
+}
+
+func (h *lanHost) Addr() net.Addr { return net.TCPAddrFromAddrPort(h.addr) }
+
+// dial is for Peer.
+func (h *lanHost) dial(_ context.Context, _, addr string) (net.Conn, error) {
+	h.lan.mu.Lock()
+	other := h.lan.hosts[netip.MustParseAddrPort(addr).Addr()]
+	h.lan.mu.Unlock()
+	if other == nil {
+		return nil, errors.New("no route to host")
+	}
+	time.Sleep(roundTrip)
+	h.mu.Lock()
+	h.ports++
+	from := netip.AddrPortFrom(h.addr.Addr(), 32768+h.ports)
+	h.mu.Unlock()
+	a := &lanConn{host: h, at: net.TCPAddrFromAddrPort(from), changed: make(chan struct{})}
+	b := &lanConn{host: other, at: other.Addr(), changed: make(chan struct{})}
+	a.peer, b.peer = b, a
+	select {
+	case other.new <- b:
+		return a, nil
+	case <-other.gone:
+		return nil, errors.New("connection refused")
+	}
+}
+
+// A lanConn is one end of a connection.
+type lanConn struct {
+	host *lanHost
+	peer *lanConn
+	at   net.Addr
+
+	mu      sync.Mutex
+	out     []byte // written and not sent
+	flying  int    // sent and not read by the peer
+	queued  bool   // for the uplink
+	in      []byte
+	closed  bool          // by either end
+	changed chan struct{} // closed and replaced at every change
+}
+
+// stir lets who waits look again, with mu held.
+func (c *lanConn) stir() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// enqueue waits for the uplink, with mu held, if there is something to send.
+func (c *lanConn) enqueue() {
+	if c.queued || len(c.out) == 0 || c.flying >= window {
+		return
+	}
+	c.queued = true
+	h := c.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sending = append(h.sending, c)
+	select {
+	case h.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// take is the next packet, on its way.
+func (c *lanConn) take() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(packet, len(c.out))
+	b := slices.Clone(c.out[:n])
+	c.out = c.out[n:]
+	c.flying += n
+	c.queued = false
+	c.stir()
+	c.enqueue()
+	c.host.mu.Lock()
+	c.host.sent += int64(n + overhead)
+	c.host.mu.Unlock()
+	return b
+}
+
+func (c *lanConn) deliver(b []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.in = append(c.in, b...)
+	c.stir()
+}
+
+func (c *lanConn) Read(b []byte) (int, error) {
+	for {
+		c.mu.Lock()
+		n := copy(b, c.in)
+		c.in = c.in[n:]
+		closed, changed := c.closed, c.changed
+		c.mu.Unlock()
+		switch {
+		case n > 0:
+			c.peer.mu.Lock()
+			c.peer.flying -= n
+			c.peer.enqueue()
+			c.peer.mu.Unlock()
+			return n, nil
+		case closed:
+			return 0, io.EOF
+		}
+		<-changed
+	}
+}
+
+func (c *lanConn) Write(b []byte) (int, error) {
+	for done := 0; ; {
+		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			return done, net.ErrClosed
+		}
+		n := max(0, min(len(b)-done, unsent-len(c.out)))
+		c.out = append(c.out, b[done:done+n]...)
+		c.enqueue()
+		done += n
+		changed := c.changed
+		c.mu.Unlock()
+		if done == len(b) {
+			return done, nil
+		}
+		<-changed
+	}
+}
+
+func (c *lanConn) Close() error {
+	for _, end := range []*lanConn{c, c.peer} {
+		end.mu.Lock()
+		end.closed = true
+		end.stir()
+		end.mu.Unlock()
+	}
+	return nil
+}
+
+func (c *lanConn) LocalAddr() net.Addr              { return c.at }
+func (c *lanConn) RemoteAddr() net.Addr             { return c.peer.at }
+func (c *lanConn) SetDeadline(time.Time) error      { return nil }
+func (c *lanConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *lanConn) SetWriteDeadline(time.Time) error { return nil }
