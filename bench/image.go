@@ -262,7 +262,9 @@ func child(ctx context.Context, args []string) error {
 	}
 	layer := image.Layer{Descriptor: d, Bytes: f}
 	if what == "extract" {
-		_, err = image.Extract(ctx, to, image.Options{}, layer)
+		cores := runtime.GOMAXPROCS(0)
+		runtime.GOMAXPROCS(2 * cores) // as the command does
+		_, err = image.Extract(ctx, to, image.Options{Workers: cores}, layer)
 		return err
 	}
 	return frames(layer, to, what == "shuffled")

@@ -32,6 +32,9 @@ type Options struct {
 	// an error, kill -9 or, up to half a minute back, the loss of power. A
 	// journal of something else is refused. Finish removes it; nothing is synced then.
 	Journal string
+	// Workers is how many frames are written at a time at the most; 0 means
+	// GOMAXPROCS. No more are than 32 MiB have room for.
+	Workers int
 }
 
 // Skipped is how much an unprivileged extraction left out.
@@ -103,7 +106,7 @@ func newExtractor(dir string, view *View, opts Options) (_ *Extractor, err error
 			largest = max(largest, index.Frames[i].PlainSize)
 		}
 	}
-	workers := int(min(int64(runtime.GOMAXPROCS(0)), max(1, memory/largest)))
+	workers := int(min(int64(cmp.Or(opts.Workers, runtime.GOMAXPROCS(0))), max(1, memory/largest)))
 	dec, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(workers),
 		zstd.WithDecodeAllCapLimit(true),

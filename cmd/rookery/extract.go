@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -76,7 +77,12 @@ func extract(cmd *cobra.Command, images *store.Store, v store.Version, dir strin
 		}
 	}
 	m.set(0, total)
-	skipped, err := image.Extract(ctx, dir, image.Options{Unprivileged: os.Geteuid() != 0, Journal: journal}, layers...)
+	// A goroutine whose system call takes more than 20 µs loses its P, and threads
+	// wake each other up all the time, unless there are Ps that nobody wants
+	// (retake in runtime/proc.go). It is a tenth of the CPU time.
+	cores := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2 * cores))
+	skipped, err := image.Extract(ctx, dir, image.Options{Unprivileged: os.Geteuid() != 0, Journal: journal, Workers: cores}, layers...)
 	if err != nil {
 		return "", err
 	}
