@@ -18,10 +18,10 @@ IMAGE  = out/cache/debian12.tar
 TREES  = out/cache/bench/main.tar
 
 .DELETE_ON_ERROR:
-.PHONY: help deps build kernel image demo test unit vm bench bench-swarm fuzz lint clean
+.PHONY: help deps build kernel image demo test unit vm bench bench-swarm bench-swarm-small fuzz lint clean
 
 help: ## lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
 deps: ## installs the Debian packages that are missing; checks Go
 	@scripts/deps
@@ -40,10 +40,11 @@ $(IMAGE): scripts/image | deps
 demo: deps build kernel image ## installs NODES=3 virtual machines over a private network
 	out/bin/rookery-demo --nodes $(NODES)
 
-test: ## lint, unit, fuzz of what reads images, vm: everything that must pass
+test: ## lint, unit, fuzz of what reads images, a small swarm, vm: everything that must pass
 	$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) fuzz FUZZ=image
+	$(MAKE) bench-swarm-small
 	$(MAKE) vm
 
 # What is too long for the race detector runs without it.
@@ -65,6 +66,10 @@ N    ?= 1 2 4 8 16 32 50
 ONLY ?=
 bench-swarm: deps build ## times N="8 50" nodes and other systems (ONLY="rookery aria2", SLOW=1, ADD=1); into out/bench; as root
 	go run ./bench swarm -n "$(N)" -only "$(ONLY)" $(if $(SLOW),-slow) $(if $(ADD),-add)
+
+# So little that the times say nothing, and every byte is compared all the same.
+bench-swarm-small: deps build ## whether all systems bring everything to 8 nodes, in 3 minutes; as root
+	go run ./bench swarm -n 8 -mib 24 -o out/bench/small
 
 fuzz: ## each fuzz target below FUZZ=. for FUZZTIME=20s
 	@grep -rn --include='*_test.go' '^func Fuzz' $(FUZZ) | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"rookery/lab"
@@ -75,6 +76,7 @@ type result struct {
 	cpu      time.Duration   // of all programs
 	server   time.Duration   // of the server's programs
 	received [][]int64       // by node, at each sample, since the start
+	began    time.Duration   // when bytes had begun to flow
 }
 
 // run carries the bout out on a new network.
@@ -203,40 +205,27 @@ const slowness = 5
 
 // watch lets the programs go and looks on until every node is done.
 func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() error) (*result, error) {
-	traffic := func() (in []int64, out, served int64, err error) {
-		for _, h := range b.nodes {
-			received, sent, err := h.Traffic()
-			if err != nil {
-				return nil, 0, 0, err
-			}
-			in, out = append(in, received), out+sent
-		}
-		_, served, err = b.server.Traffic()
-		return in, out, served, err
-	}
-	in0, out0, served0, err := traffic()
+	in0, out0, served0, err := b.traffic()
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range all {
 		p.before = p.cpu()
 	}
+	r := &result{}
 	t0 := time.Now()
 	if err := let(); err != nil {
 		return nil, err
 	}
-	r := &result{took: make([]time.Duration, len(nodes))}
 	done := make(chan error, 1)
 	go func() {
-		var errs []error
-		for i, p := range nodes {
-			at, err := p.until(ctx, p.marked)
-			r.took[i] = at.Sub(t0)
-			errs = append(errs, err)
+		at, err := finish(ctx, nodes)
+		for _, at := range at {
+			r.took = append(r.took, at.Sub(t0))
 		}
-		done <- several(errs)
+		done <- err
 	}()
-	tick := time.NewTicker(sampleEvery)
+	tick := time.NewTicker(b.every())
 	defer tick.Stop()
 	for ended := false; !ended; {
 		select {
@@ -247,7 +236,7 @@ func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() erro
 			ended = true
 		case <-tick.C:
 		}
-		in, out, served, err := traffic()
+		in, out, served, err := b.traffic()
 		if err != nil {
 			return nil, err
 		}
@@ -258,14 +247,67 @@ func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() erro
 			r.received = append(r.received, in)
 		}
 		r.sent, r.egress = out-out0, served-served0
+		if r.began == 0 && slices.Max(in) > flowing {
+			r.began = time.Since(t0)
+		}
 	}
-	for i, p := range all {
+	for _, p := range all {
 		used := p.cpu() - p.before
-		if r.cpu += used; i < len(all)-len(nodes) {
+		r.cpu += used
+		if !slices.Contains(nodes, p) {
 			r.server += used
 		}
 	}
 	return r, nil
+}
+
+// finish waits until all are done and says when each was, or until one fails.
+func finish(ctx context.Context, nodes []*process) ([]time.Time, error) {
+	waiting, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	at, errs := make([]time.Time, len(nodes)), make([]error, len(nodes))
+	var all sync.WaitGroup
+	for i, p := range nodes {
+		all.Go(func() {
+			if at[i], errs[i] = p.until(waiting, p.marked); errs[i] != nil {
+				fail(errs[i])
+			}
+		})
+	}
+	all.Wait()
+	if ctx.Err() == nil && waiting.Err() != nil {
+		return nil, context.Cause(waiting) // and nothing of those who were not waited for
+	}
+	return at, several(errs)
+}
+
+// flowing is how many bytes have to have come before somebody is not just
+// looking for others.
+const flowing = 1 << 20
+
+// every is the time between samples.
+func (b *bout) every() time.Duration {
+	if b.system.raw {
+		return 10 * time.Millisecond
+	}
+	return sampleEvery
+}
+
+// traffic is what each node has received, all have sent, and the server has.
+func (b *bout) traffic() (in []int64, out, served int64, err error) {
+	if b.system.raw {
+		n, err := b.server.Loopback()
+		return []int64{n}, 0, n, err
+	}
+	for _, h := range b.nodes {
+		received, sent, err := h.Traffic()
+		if err != nil {
+			return nil, 0, 0, err
+		}
+		in, out = append(in, received), out+sent
+	}
+	_, served, err = b.server.Traffic()
+	return in, out, served, err
 }
 
 // several is the first of some errors, and how many there are.

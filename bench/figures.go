@@ -88,9 +88,12 @@ func timeFigure(rows []swarmRow) (*plot.Plot, error) {
 		p.Add(line, dots)
 		p.Legend.Add(name, line, dots)
 	}
-	p.X.Tick.Marker = ticks(slices.Sorted(maps.Keys(counts))...)
+	at := slices.Sorted(maps.Keys(counts))
+	p.X.Tick.Marker = ticks(at...)
+	// One number alone would have an axis from 0, which has no logarithm.
+	p.X.Min, p.X.Max = float64(at[0])/1.1, float64(at[len(at)-1])*1.1
 	p.Y.Tick.Marker = ticks(1, 2, 3, 5, 10, 20, 50)
-	p.Y.Min = min(p.Y.Min, 1)
+	p.Y.Min, p.Y.Max = min(p.Y.Min, 1), max(p.Y.Max, 2)
 	p.Add(plotter.NewGrid())
 	return p, nil
 }

@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"rookery/lab"
 )
 
 // A spec is a program that takes part in a bout.
@@ -46,9 +44,12 @@ type process struct {
 	before time.Duration  // CPU time at the start of the bout
 }
 
+// A starter is where a program runs: a lab's host.
+type starter interface{ Start(*exec.Cmd) error }
+
 // start runs s on a host; gated, it waits for the start. What it says goes into
 // a file below logs.
-func start(host *lab.Host, s spec, dir, logs string, gated bool) (*process, error) {
+func start(host starter, s spec, dir, logs string, gated bool) (*process, error) {
 	p := &process{spec: s, set: make(chan time.Time, 1), marked: make(chan time.Time, 1), ended: make(chan struct{})}
 	args := append([]string(nil), s.args...)
 	if gated {

@@ -114,6 +114,9 @@ func parseSwarm(args []string) (c swarmConfig, err error) {
 	if err := flags.Parse(args); err != nil {
 		return c, err
 	}
+	if flags.NArg() > 0 {
+		return c, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
 	for _, word := range strings.FieldsFunc(*n, separator) {
 		count, err := strconv.Atoi(word)
 		if err == nil {
@@ -192,7 +195,11 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 		}
 	}
 	if !c.slow {
-		if err := m.measure(load{n: 1, mib: rawMiB}, true); err != nil {
+		raw := load{n: 1, mib: rawMiB}
+		if c.mib > 0 {
+			raw.mib = c.mib
+		}
+		if err := m.measure(raw, true); err != nil {
 			return err
 		}
 	}
@@ -205,8 +212,7 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 	return nil
 }
 
-// rawMiB is so much that who asks a tracker first is not the slower for it, and
-// rawRounds how often it is sent.
+// rawMiB takes some seconds, and is sent rawRounds times.
 const (
 	rawMiB    = 2 << 10
 	rawRounds = 3
@@ -300,10 +306,11 @@ func (r swarmRow) String() string {
 	return s
 }
 
-// rawReport makes speeds of what was seen.
+// rawReport makes a speed of what was seen. The time until the peer has been told
+// of the seeder is none of the engines'.
 func (b *bout) rawReport(r *result) swarmRow {
 	row := b.row(r)
-	row.Speed = float64(b.data.size) / 1e6 / r.took[0].Seconds()
+	row.Speed = float64(b.data.size) / 1e6 / (r.took[0] - r.began).Seconds()
 	return row
 }
 

@@ -146,16 +146,31 @@ func (h *Host) Knows(others []*Host) error {
 
 // Traffic is how many bytes the host has received and sent, with their headers.
 func (h *Host) Traffic() (received, sent int64, err error) {
-	for name, n := range map[string]*int64{"tx_bytes": &received, "rx_bytes": &sent} { // seen from the bridge
-		b, err := os.ReadFile("/sys/class/net/" + h.port + "/statistics/" + name)
-		if err == nil {
-			*n, err = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-		}
-		if err != nil {
-			return 0, 0, fmt.Errorf("%s: traffic: %w", h.Name, err)
-		}
+	received, err = counter(h.port, "tx_bytes") // seen from the bridge
+	if err == nil {
+		sent, err = counter(h.port, "rx_bytes")
 	}
-	return received, sent, nil
+	if err != nil {
+		err = fmt.Errorf("%s: traffic: %w", h.Name, err)
+	}
+	return received, sent, err
+}
+
+// Loopback is how many bytes the host has sent itself.
+func (h *Host) Loopback() (n int64, err error) {
+	h.Do(func() { n, err = counter("lo", "rx_bytes") })
+	if err != nil {
+		err = fmt.Errorf("%s: loopback: %w", h.Name, err)
+	}
+	return n, err
+}
+
+func counter(dev, name string) (int64, error) {
+	b, err := os.ReadFile("/sys/class/net/" + dev + "/statistics/" + name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 }
 
 // Start starts cmd on the host; the caller waits for it.
