@@ -246,6 +246,10 @@ func (m *measurement) measure(l load, raw bool) error {
 	}
 	for _, s := range wanted {
 		name := fmt.Sprintf("%s-%d", s.name, l.n)
+		if err := s.missing(); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: left out: %v\n", name, err)
+			continue
+		}
 		b := &bout{system: s, load: l, slow: m.slow, data: *data, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
 		row, curve, err := m.one(b)
 		if m.ctx.Err() != nil {
@@ -267,8 +271,8 @@ func (m *measurement) measure(l load, raw bool) error {
 
 // one carries out a bout, or of a raw one the rounds, of which the median counts.
 func (m *measurement) one(b *bout) (swarmRow, *curve, error) {
-	err := b.system.missing()
-	if err == nil && b.system.unicast {
+	var err error
+	if b.system.unicast {
 		b.data, err = b.data.part(b.data.size * unicastTimes / int64(b.n))
 	}
 	rounds := 1

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"rookery/disklayout"
@@ -224,12 +225,16 @@ func same(want, got string) error {
 	}
 }
 
-// missing says which of the programs a system needs are not installed.
+// missing says what a system lacks here, and how to give it.
 func (s system) missing() error {
 	for _, program := range s.needs {
 		if _, err := exec.LookPath(program); err != nil {
-			return err
+			return fmt.Errorf("%w: make deps installs it", err)
 		}
+	}
+	// rsync's daemon sets its groups first. See user_namespaces(7).
+	if may, err := os.ReadFile("/proc/self/setgroups"); slices.Contains(s.needs, "rsync") && err == nil && string(may) != "allow\n" {
+		return fmt.Errorf("setgroups: %s: run it as root", bytes.TrimSpace(may))
 	}
 	return nil
 }
