@@ -176,7 +176,9 @@ func smooth(rates []float64, every float64) plotter.XYs {
 }
 
 // hues of the systems, in their order.
-var hues = []color.RGBA{{214, 39, 40, 255}, {44, 160, 44, 255}, {148, 103, 189, 255}, {255, 127, 14, 255}, {31, 119, 180, 255}, {110, 80, 70, 255}}
+var hues = []color.RGBA{
+	{214, 39, 40, 255}, {44, 160, 44, 255}, {148, 103, 189, 255}, {255, 127, 14, 255}, {190, 170, 20, 255}, {31, 119, 180, 255}, {110, 80, 70, 255},
+}
 
 // hue is the same for a system in all figures.
 func hue(transport string) color.RGBA {

@@ -40,7 +40,10 @@ var systems = []system{
 	{name: "rookery", cast: castRookery, check: checkRookery},
 	{name: "http", needs: []string{"curl"}, unicast: true, cast: castHTTP, check: checkFile},
 	{name: "rsync", needs: []string{"rsync"}, unicast: true, cast: castRsync, check: checkFile},
-	{name: "udpcast", needs: []string{"udp-sender", "udp-receiver"}, cast: castUDPcast, check: checkFile},
+	{name: "udpcast", needs: []string{"udp-sender", "udp-receiver"}, cast: udpcast(nil, nil), check: checkFile},
+	// Packets as large as everyone's, and no halves of a second at the start and at the end.
+	{name: "udpcast-tuned", needs: []string{"udp-sender", "udp-receiver"}, check: checkFile,
+		cast: udpcast([]string{"--blocksize", "8900", "--rexmit-hello-interval", "50"}, []string{"--exit-wait", "10"})},
 	{name: "aria2", needs: []string{"aria2c"}, cast: castAria2, check: checkTorrent},
 	{name: "libtorrent", needs: []string{python}, cast: castLibtorrent, check: checkTorrent},
 	{name: "raw-rookery", raw: true, cast: castEngine, check: checkFile},
@@ -115,15 +118,18 @@ func castRsync(b *bout) cast {
 	return c
 }
 
-// castUDPcast has the receivers wait, since the sender says hello once.
-func castUDPcast(b *bout) cast {
-	c := cast{starter: &spec{name: "server", args: []string{"udp-sender", "--file", b.data.file, "--interface", "eth0", "--nokbd", "--no-progress",
-		"--full-duplex", "--min-receivers", fmt.Sprint(b.n), "--max-wait", "20", "--rexmit-hello-interval", "500"}}}
-	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: nodeName(i), ready: regexp.MustCompile("UDP receiver for"),
-			args: []string{"udp-receiver", "--file", b.target(i), "--interface", "eth0", "--nokbd", "--no-progress", "--nosync"}})
+// udpcast has the receivers wait, since the sender, given more flags, says hello
+// and begins when all have answered.
+func udpcast(sender, receiver []string) func(*bout) cast {
+	return func(b *bout) cast {
+		c := cast{starter: &spec{name: "server", args: append([]string{"udp-sender", "--file", b.data.file, "--interface", "eth0",
+			"--nokbd", "--no-progress", "--full-duplex", "--min-receivers", fmt.Sprint(b.n), "--max-wait", "20", "--rexmit-hello-interval", "500"}, sender...)}}
+		for i := range b.n {
+			c.nodes = append(c.nodes, spec{name: nodeName(i), ready: regexp.MustCompile("UDP receiver for"),
+				args: append([]string{"udp-receiver", "--file", b.target(i), "--interface", "eth0", "--nokbd", "--no-progress", "--nosync"}, receiver...)})
+		}
+		return c
 	}
-	return c
 }
 
 func castAria2(b *bout) cast {
