@@ -49,6 +49,11 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("peer: %q", args[1:])
 		}
 		return peer(ctx, args[1], args[2], args[3])
+	case "files":
+		if len(args) != 3 {
+			return fmt.Errorf("files: %q", args[1:])
+		}
+		return files(ctx, args[1], args[2])
 	case "swarm":
 		c, err := parseSwarm(args[1:])
 		if err != nil {

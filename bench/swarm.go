@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,7 +46,7 @@ func loadFor(n int) (load, error) {
 
 // unicastTimes bounds how many times the ideal time a copy for each node takes:
 // beyond, such systems get as much less to copy.
-const unicastTimes = 4
+const unicastTimes = 3
 
 // swarmRow is one bout in out/bench/swarm.json. Times are over the ideal time, in
 // which one link carries the file; a raw one has speeds in their place.
@@ -314,7 +315,7 @@ func (r swarmRow) String() string {
 // of the seeder is none of the engines'.
 func (b *bout) rawReport(r *result) swarmRow {
 	row := b.row(r)
-	row.Speed = float64(b.data.size) / 1e6 / (r.took[0] - r.began).Seconds()
+	row.Speed = digits(float64(b.data.size) / 1e6 / (r.took[0] - r.began).Seconds())
 	return row
 }
 
@@ -323,20 +324,20 @@ func (b *bout) row(r *result) swarmRow {
 	gib := float64(b.data.size) * float64(b.n) / (1 << 30)
 	return swarmRow{
 		Transport: b.system.name, N: b.n, Bytes: b.data.size, At: time.Now().UTC().Format(time.RFC3339),
-		CPU: r.cpu.Seconds() / gib, CPUSeeder: r.server.Seconds() / gib, CPUPeer: (r.cpu - r.server).Seconds() / gib,
+		CPU: digits(r.cpu.Seconds() / gib), CPUSeeder: digits(r.server.Seconds() / gib), CPUPeer: digits((r.cpu - r.server).Seconds() / gib),
 	}
 }
 
 // report makes ratios of what was seen.
 func (b *bout) report(r *result) (swarmRow, curve) {
 	took := slices.Sorted(slices.Values(r.took))
-	over := func(d time.Duration) float64 { return ratio(d, b.ideal()) }
+	over := func(d time.Duration) float64 { return digits(ratio(d, b.ideal())) }
 	row := b.row(r)
 	row.First, row.Median, row.Last = over(took[0]), over(median(took)), over(took[b.n-1])
-	row.Egress = float64(r.egress) / float64(b.data.size)
-	row.Sent = float64(r.sent) / float64(b.data.size) / float64(b.n)
-	row.Mbit, row.MTU, row.Ideal = b.mbit, mtu, b.ideal().Seconds()
-	row.TOverIdeal, row.Spread = row.Last, row.Last-row.First
+	row.Egress = digits(float64(r.egress) / float64(b.data.size))
+	row.Sent = digits(float64(r.sent) / float64(b.data.size) / float64(b.n))
+	row.Mbit, row.MTU, row.Ideal = b.mbit, mtu, digits(b.ideal().Seconds())
+	row.TOverIdeal, row.Spread = row.Last, digits(row.Last-row.First)
 	if b.slow {
 		row.Transport += slowSuffix
 		row.Others = over(slices.Max(r.took[:b.n-1]))
@@ -352,12 +353,15 @@ func rates(samples [][]int64, nodes int) [][]float64 {
 	for i := range list {
 		before := int64(0)
 		for _, s := range samples {
-			list[i] = append(list[i], float64(s[i]-before)*8/1e6/sampleEvery.Seconds())
+			list[i] = append(list[i], digits(float64(s[i]-before)*8/1e6/sampleEvery.Seconds()))
 			before = s[i]
 		}
 	}
 	return list
 }
+
+// digits leaves those of a figure that mean something.
+func digits(f float64) float64 { return math.Round(f*1e4) / 1e4 }
 
 // add puts a bout in the place of an earlier one. A raw one has no curve.
 func (r *swarmReport) add(row swarmRow, c *curve) {
