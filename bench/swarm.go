@@ -123,6 +123,9 @@ func parseSwarm(args []string) (c swarmConfig, err error) {
 		if err == nil {
 			_, err = loadFor(count)
 		}
+		if err == nil && c.slow && count < 2 {
+			err = errors.New("1 node: a slow one needs others beside it")
+		}
 		if err != nil {
 			return c, fmt.Errorf("-n: %w", err)
 		}
@@ -158,7 +161,7 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 	if err := os.MkdirAll(filepath.Join(c.out, "log"), 0o755); err != nil {
 		return err
 	}
-	report := &swarmReport{}
+	report := &swarmReport{Rows: []swarmRow{}, Curves: []curve{}}
 	file := filepath.Join(c.out, "swarm.json")
 	if c.add {
 		if err := report.read(file); err != nil {
@@ -166,6 +169,9 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 		}
 	}
 	report.Machine = machine(c.out)
+	if err := report.write(c.out); err != nil { // what was there is not taken for what now fails
+		return err
+	}
 
 	// The lab's processes have numbers of their own, and this /proc knows them.
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
@@ -252,6 +258,7 @@ func (m *measurement) measure(l load, raw bool) error {
 			continue
 		}
 		b := &bout{system: s, load: l, slow: m.slow, data: *data, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
+		m.report.drop(b.transport(), b.n)
 		row, curve, err := m.one(b)
 		if m.ctx.Err() != nil {
 			return context.Cause(m.ctx)
@@ -323,7 +330,7 @@ func (b *bout) rawReport(r *result) swarmRow {
 func (b *bout) row(r *result) swarmRow {
 	gib := float64(b.data.size) * float64(b.n) / (1 << 30)
 	return swarmRow{
-		Transport: b.system.name, N: b.n, Bytes: b.data.size, At: time.Now().UTC().Format(time.RFC3339),
+		Transport: b.transport(), N: b.n, Bytes: b.data.size, At: time.Now().UTC().Format(time.RFC3339),
 		CPU: digits(r.cpu.Seconds() / gib), CPUSeeder: digits(r.server.Seconds() / gib), CPUPeer: digits((r.cpu - r.server).Seconds() / gib),
 	}
 }
@@ -339,13 +346,20 @@ func (b *bout) report(r *result) (swarmRow, curve) {
 	row.Mbit, row.MTU, row.Ideal = b.mbit, mtu, digits(b.ideal().Seconds())
 	row.TOverIdeal, row.Spread = row.Last, digits(row.Last-row.First)
 	if b.slow {
-		row.Transport += slowSuffix
 		row.Others = over(slices.Max(r.took[:b.n-1]))
 	}
 	return row, curve{row.Transport, b.n, b.mbit, sampleEvery.Seconds(), rates(r.received, b.n)}
 }
 
 const slowSuffix = "-slow" // to the name of a system in a bout with a slow node
+
+// transport is what the row is called.
+func (b *bout) transport() string {
+	if b.slow {
+		return b.system.name + slowSuffix
+	}
+	return b.system.name
+}
 
 // rates are megabits a second, by node, from the bytes of all nodes at each sample.
 func rates(samples [][]int64, nodes int) [][]float64 {
@@ -363,14 +377,18 @@ func rates(samples [][]int64, nodes int) [][]float64 {
 // digits leaves those of a figure that mean something.
 func digits(f float64) float64 { return math.Round(f*1e4) / 1e4 }
 
-// add puts a bout in the place of an earlier one. A raw one has no curve.
+// add takes a bout in. A raw one has no curve.
 func (r *swarmReport) add(row swarmRow, c *curve) {
-	r.Rows = slices.DeleteFunc(r.Rows, func(o swarmRow) bool { return o.Transport == row.Transport && o.N == row.N })
+	r.Rows = append(r.Rows, row)
 	if c != nil {
-		r.Curves = slices.DeleteFunc(r.Curves, func(o curve) bool { return o.Transport == c.Transport && o.N == c.N })
 		r.Curves = append(r.Curves, *c)
 	}
-	r.Rows = append(r.Rows, row)
+}
+
+// drop forgets a bout of an earlier run.
+func (r *swarmReport) drop(transport string, n int) {
+	r.Rows = slices.DeleteFunc(r.Rows, func(row swarmRow) bool { return row.Transport == transport && row.N == n })
+	r.Curves = slices.DeleteFunc(r.Curves, func(c curve) bool { return c.Transport == transport && c.N == n })
 }
 
 func (r *swarmReport) read(file string) error {

@@ -28,6 +28,7 @@ func TestParseSwarm(t *testing.T) {
 		{args: []string{"-n", ""}, counts: nil},
 		{args: []string{"-n", "51"}, err: "51 nodes: want 1 to 50"},
 		{args: []string{"-n", "0"}, err: "0 nodes"},
+		{args: []string{"-n", "8 1", "-slow"}, err: "1 node"},
 		{args: []string{"-n", "many"}, err: "many"},
 		{args: []string{"-only", "scp"}, err: `"scp" is not one of rookery http rsync udpcast udpcast-tuned aria2 libtorrent raw-rookery`},
 		{args: []string{"8"}, err: `"8"`},
@@ -95,7 +96,7 @@ func TestReport(t *testing.T) {
 		t.Error(row)
 	}
 
-	b.system.raw, r.began = true, 300*time.Millisecond
+	b.system.raw, b.slow, r.began = true, false, 300*time.Millisecond
 	raw := b.rawReport(r)
 	if raw.Speed < 1.04 || raw.Speed > 1.05 || raw.Last != 0 || !strings.HasPrefix(raw.String(), "rookery: 1 MB/s, CPU s/GiB 2.56 + 7.68 = 10.24") {
 		t.Errorf("raw: %+v: %s", raw, raw)
@@ -109,6 +110,7 @@ func TestReportIsWritten(t *testing.T) {
 	for _, name := range []string{"rookery", "udpcast", "rookery"} { // the last in the place of the first
 		b.system.name = name
 		row, c := b.report(r)
+		report.drop(name, b.n)
 		report.add(row, &c)
 	}
 	report.add(swarmRow{Transport: "raw-rookery", N: 1, Speed: 300, CPU: 3}, nil)
