@@ -82,9 +82,16 @@ func TestATreeIsAMachine(t *testing.T) {
 	tree := small(t, "etc/hosts")
 	resolv, err := os.ReadFile("/etc/resolv.conf")
 	must(t, err)
+	top := []string{"/dev", "/proc", "/run", "/sys"}
+	own, err := os.ReadDir(tree) // with libraries, unless busybox is static
+	must(t, err)
+	for _, e := range own {
+		top = append(top, "/"+e.Name())
+	}
+	slices.Sort(top)
 	for _, tt := range []struct{ line, want string }{
 		{"busybox hostname", "small-tree\n"},
-		{"echo /*", "/bin /dev /etc /lib /lib64 /proc /run /sys /usr\n"},
+		{"echo /*", strings.Join(top, " ") + "\n"},
 		{"echo $PPID; set -- /proc/[0-9]*; echo $#", "1\n2\n"}, // the first process and the shell
 		{"busybox cat /etc/resolv.conf", string(resolv)},
 		{"echo x > /dev/null; busybox head -c 3 /dev/zero | busybox wc -c; echo ok >/dev/stdout", "3\nok\n"},
