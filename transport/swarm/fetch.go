@@ -18,8 +18,10 @@ const (
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
 
-	minAsking = 16                     // pieces asked of nodes at a time, or
-	askAhead  = 100 * time.Millisecond // what comes in that time, when that is more
+	minAsking = 5                      // pieces asked of nodes at a time, or
+	askAhead  = 400 * time.Millisecond // what comes in that time, when that is more, but
+	maxAsking = 16                     // no more than that, or
+	askLeast  = 100 * time.Millisecond // what comes in that time
 	maxOpen   = 2                      // of these of one node
 	breather  = 50 * time.Millisecond  // before a node that is busy is asked again
 
@@ -95,7 +97,8 @@ func (t *Torrent) fill(now time.Time) {
 			asking += len(c.open)
 		}
 	}
-	for limit := t.ahead(minAsking, askAhead, t.down); asking < limit; {
+	limit := min(t.ahead(minAsking, askAhead, t.down), t.ahead(maxAsking, askLeast, t.down))
+	for asking < limit {
 		c := t.idlest(now)
 		if c == nil {
 			t.takeOver(now)
