@@ -21,6 +21,7 @@ type bout struct {
 	load
 	slow bool // the last node's link has a fifth of the rate
 	data dataset
+	tcp  string // congestion control of all; "": this machine's
 	dir  string // for what the nodes write
 	logs string // directory for what the programs say
 
@@ -190,6 +191,11 @@ func (b *bout) plug(n *lab.Network) error {
 	}
 	all := append(slices.Clone(b.nodes), b.server)
 	for i, h := range all {
+		if b.tcp != "" {
+			if err := h.Congestion(b.tcp); err != nil {
+				return err
+			}
+		}
 		mbit := b.mbit
 		if b.slow && i == b.n-1 {
 			mbit = max(1, mbit/slowness)

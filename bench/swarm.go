@@ -99,6 +99,7 @@ type swarmConfig struct {
 	slow   bool
 	add    bool
 	mib    int
+	tcp    string
 	bin    string
 	out    string
 }
@@ -110,6 +111,7 @@ func parseSwarm(args []string) (c swarmConfig, err error) {
 	flags.BoolVar(&c.slow, "slow", false, "one node's link has a fifth of the rate")
 	flags.BoolVar(&c.add, "add", false, "keep what earlier runs left in -o, but for what is measured again")
 	flags.IntVar(&c.mib, "mib", 0, "size of the image in `MiB`, in place of the one that fits the number of nodes")
+	flags.StringVar(&c.tcp, "tcp", "", "congestion `CONTROL` of all connections, such as cubic, in place of this machine's")
 	flags.StringVar(&c.bin, "bin", "out", "where make build has put its programs, in bin/")
 	flags.StringVar(&c.out, "o", "out/bench", "directory of the results")
 	if err := flags.Parse(args); err != nil {
@@ -257,7 +259,7 @@ func (m *measurement) measure(l load, raw bool) error {
 			fmt.Fprintf(os.Stderr, "bench: %s: left out: %v\n", name, err)
 			continue
 		}
-		b := &bout{system: s, load: l, slow: m.slow, data: *data, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
+		b := &bout{system: s, load: l, slow: m.slow, data: *data, tcp: m.tcp, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
 		m.report.drop(b.transport(), b.n)
 		row, curve, err := m.one(b)
 		if m.ctx.Err() != nil {

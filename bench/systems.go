@@ -102,11 +102,13 @@ func checkRookery(b *bout, i int) error {
 }
 
 // castHTTP has a server without Rookery's limits: at 100 kbit/s for each of fifty
-// nodes that one would end connections that take more than a minute for 4 MiB.
+// nodes that one would end connections that take more than a minute for 4 MiB. Of
+// fifty connections that begin at once the kernel gives some up, so curl asks again.
 func castHTTP(b *bout) cast {
 	c := cast{servers: []spec{{name: "server", said: regexp.MustCompile("^ready$"), args: []string{self(), "files", filepath.Dir(b.data.file), b.ip() + ":80"}}}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"curl", "-sSf", "-o", b.target(i), b.url() + "/" + filepath.Base(b.data.file)}})
+		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"curl", "-sSf",
+			"--retry", "10", "--retry-all-errors", "--retry-delay", "1", "--keepalive-time", "5", "-o", b.target(i), b.url() + "/" + filepath.Base(b.data.file)}})
 	}
 	return c
 }

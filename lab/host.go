@@ -123,6 +123,19 @@ func (h *Host) Link(mbit, mtu int) error {
 	return nil
 }
 
+// Congestion makes the host's connections use a congestion control that the
+// kernel has, instead of the one that is this machine's default. It hangs on the
+// route: the default of a namespace can be set to some of them only.
+func (h *Host) Congestion(name string) (err error) {
+	h.Do(func() {
+		err = ip(fmt.Sprintf("route replace %s dev %s src %s congctl %s", Address.Masked(), card, h.Address, name))
+	})
+	if err != nil {
+		return fmt.Errorf("%s: congestion control: %w", h.Name, err)
+	}
+	return nil
+}
+
 // Knows tells the host where the others are, for good. The kernel has one table
 // of neighbours for all namespaces, and strands hosts when it has more than
 // 1024 that were asked for (gc_thresh3); what was told is not counted.

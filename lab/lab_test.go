@@ -131,7 +131,7 @@ func TestALinkHasItsRate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, h := range []*Host{a, b} {
-		if err := errors.Join(h.Link(8, 9000), h.Knows([]*Host{a, b})); err != nil {
+		if err := errors.Join(h.Link(8, 9000), h.Congestion("reno"), h.Knows([]*Host{a, b})); err != nil {
 			t.Fatal(err)
 		}
 	}
