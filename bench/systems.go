@@ -143,7 +143,9 @@ func castRsync(b *bout) cast {
 	c := cast{files: map[string]string{config: text}, servers: []spec{{name: "server", said: regexp.MustCompile("starting, listening"),
 		args: []string{"rsync", "--daemon", "--no-detach", "--config", b.path(config), "--log-file=/dev/stdout"}}}}
 	for i := range b.n {
-		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"rsync", "--whole-file", "--inplace",
+		// One whose connection the kernel has given up would wait for ever.
+		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"sh", "-c", `until "$@"; do sleep 1; done`, "sh",
+			"rsync", "--timeout=15", "--whole-file", "--inplace",
 			"rsync://" + b.ip() + "/bench/" + filepath.Base(b.data.file), b.target(i)}})
 	}
 	return c
