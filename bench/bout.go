@@ -61,7 +61,7 @@ func (b *bout) ideal() time.Duration {
 func (b *bout) limit() time.Duration {
 	times := 4.0
 	if b.system.unicast {
-		times = float64(b.n) * 1.5
+		times = float64(b.n) * 2.5 // some of many are starved by the others
 	}
 	if b.slow {
 		times = max(times, 2*slowness)
