@@ -11,10 +11,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/anacrolix/torrent/bencode"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"golang.org/x/sys/unix"
 
 	"rookery/transport"
 )
@@ -123,6 +125,7 @@ func remote(nc net.Conn) netip.AddrPort {
 type conn struct {
 	t      *Torrent
 	nc     net.Conn
+	raw    syscall.RawConn // nil when it is not TCP
 	id     [20]byte
 	origin transport.Origin
 	dialed bool // by us
@@ -185,7 +188,7 @@ func newConn(t *Torrent, nc net.Conn, theirs greeting, addr netip.AddrPort) *con
 	if t.seeder {
 		c.client = newClient(len(t.info.Hashes))
 	}
-	tune(nc)
+	c.tune()
 	return c
 }
 
@@ -511,7 +514,9 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 	if err := c.t.peer.download.Wait(ctx, len(b)); err != nil {
 		return err
 	}
+	defer c.wakeAt(1)
 	for len(b) > 0 {
+		c.wakeAt(len(b)) // and not for every packet
 		n, err := r.Read(b)
 		b = b[n:]
 		if n > 0 {
@@ -525,6 +530,15 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 		}
 	}
 	return nil
+}
+
+// wakeAt lets the kernel wake the reader when n bytes are there.
+func (c *conn) wakeAt(n int) {
+	if c.raw != nil {
+		_ = c.raw.Control(func(fd uintptr) { // without it, we are woken more often
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n)
+		})
+	}
 }
 
 // A bitset is a set of pieces.

@@ -18,7 +18,7 @@ const (
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
 
-	minAsking = 5                      // pieces asked of nodes at a time, or
+	minAsking = 12                     // pieces asked of nodes at a time, or
 	askAhead  = 400 * time.Millisecond // what comes in that time, when that is more, but
 	maxAsking = 16                     // no more than that, or
 	askLeast  = 100 * time.Millisecond // what comes in that time

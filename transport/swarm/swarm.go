@@ -39,7 +39,7 @@ const (
 	keepAlive     = time.Minute
 	writeFor      = 2 * time.Minute
 	banFor        = 10 * time.Minute
-	batch         = 50 * time.Millisecond // Have messages are collected for so long
+	batch         = 100 * time.Millisecond // Have messages are collected for so long
 )
 
 // A Peer takes part in the swarms of the torrents added to it.
@@ -51,6 +51,7 @@ type Peer struct {
 	http *http.Client
 
 	upload, download *transport.Limiter
+	turns            chan struct{} // held by who sends a block
 
 	buffers atomic.Int64 // bytes, of all torrents
 
@@ -71,7 +72,7 @@ type Options struct {
 // NewPeer is a peer that others reach at ln. Where ln has an address of its
 // own, connections are made from that address, too.
 func NewPeer(ln net.Listener, log *slog.Logger) *Peer {
-	p := &Peer{ln: ln, log: log, torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}}
+	p := &Peer{ln: ln, log: log, turns: make(chan struct{}, maxTurns), torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}}
 	dialer := net.Dialer{}
 	dialer.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
 	if addr, ok := ln.Addr().(*net.TCPAddr); ok {

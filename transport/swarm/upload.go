@@ -23,7 +23,13 @@ const (
 	minQueue    = 4                     // pieces that a node takes on, or
 	queueAhead  = 50 * time.Millisecond // what leaves in that time, when that is more
 	stuckAfter  = time.Second           // who takes nothing for so long keeps nobody else out
-	unsent      = 32 << 10              // bytes that the kernel keeps for a connection and has not sent
+
+	// Blocks that leave at a time, of all torrents: each has its turn until it has
+	// left, so that pieces are complete one after the other, and fifty
+	// connections do not overflow the queues on the way.
+	maxTurns  = 3
+	turnAhead = 50 * time.Millisecond // what leaves in that time needs no turn
+	unsent    = 32 << 10              // bytes of a connection that the kernel keeps unsent
 )
 
 // ask queues what the peer wants.
@@ -125,13 +131,10 @@ func (c *conn) write(ctx context.Context) error {
 		if err := c.t.peer.upload.Wait(ctx, int(r.Length)); err != nil {
 			return err
 		}
-		c.mark(time.Now(), 0)
-		c.nc.SetWriteDeadline(time.Now().Add(writeFor))
 		var err error
-		if buf, err = c.put(buf, r); err != nil {
+		if buf, err = c.put(ctx, buf, r); err != nil {
 			return err
 		}
-		c.mark(time.Time{}, int64(r.Length))
 		c.t.pieces.Sent(int(r.Length))
 	}
 }
@@ -144,39 +147,80 @@ func (c *conn) mark(began time.Time, sent int64) {
 	c.queued -= sent
 }
 
-// put writes messages and a block, if there is one.
-func (c *conn) put(buf []byte, r pp.RequestSpec) ([]byte, error) {
-	if r.Length > 0 {
-		buf = binary.BigEndian.AppendUint32(buf, uint32(9+r.Length))
-		buf = append(buf, byte(pp.Piece))
-		buf = binary.BigEndian.AppendUint32(buf, uint32(r.Index))
-		buf = binary.BigEndian.AppendUint32(buf, uint32(r.Begin))
-		off := int64(r.Index)*c.t.info.PieceLength + int64(r.Begin)
-		if to, ok := c.nc.(*net.TCPConn); ok {
-			if from, err := c.t.pieces.File(off, int64(r.Length)); err == nil {
-				return buf, sendFile(to, buf, from, off, int(r.Length))
-			}
+// put writes messages and a block, if there is one, and returns its buffer.
+func (c *conn) put(ctx context.Context, buf []byte, r pp.RequestSpec) ([]byte, error) {
+	if r.Length == 0 {
+		c.nc.SetWriteDeadline(time.Now().Add(writeFor))
+		_, err := c.nc.Write(buf)
+		return buf, err
+	}
+	select {
+	case c.t.peer.turns <- struct{}{}:
+	case <-ctx.Done():
+		return buf, ctx.Err()
+	}
+	defer func() { <-c.t.peer.turns }()
+	c.mark(time.Now(), 0)
+	defer c.mark(time.Time{}, int64(r.Length))
+	c.nc.SetWriteDeadline(time.Now().Add(writeFor))
+	buf, err := c.putBlock(buf, r)
+	if err == nil {
+		c.leave()
+	}
+	return buf, err
+}
+
+func (c *conn) putBlock(buf []byte, r pp.RequestSpec) ([]byte, error) {
+	buf = binary.BigEndian.AppendUint32(buf, uint32(9+r.Length))
+	buf = append(buf, byte(pp.Piece))
+	buf = binary.BigEndian.AppendUint32(buf, uint32(r.Index))
+	buf = binary.BigEndian.AppendUint32(buf, uint32(r.Begin))
+	off := int64(r.Index)*c.t.info.PieceLength + int64(r.Begin)
+	if c.raw != nil {
+		if from, err := c.t.pieces.File(off, int64(r.Length)); err == nil {
+			return buf, sendFile(c.raw, buf, from, off, int(r.Length))
 		}
-		head := len(buf)
-		buf = slices.Grow(buf, int(r.Length))[:head+int(r.Length)]
-		if _, err := c.t.pieces.ReadAt(buf[head:], off); err != nil {
-			return buf, err
-		}
+	}
+	head := len(buf)
+	buf = slices.Grow(buf, int(r.Length))[:head+int(r.Length)]
+	if _, err := c.t.pieces.ReadAt(buf[head:], off); err != nil {
+		return buf, err
 	}
 	_, err := c.nc.Write(buf)
 	return buf, err
 }
 
+// leave returns when most of what was written has arrived, or when the peer is
+// too slow to be waited for.
+func (c *conn) leave() {
+	if c.raw == nil {
+		return
+	}
+	for end := time.Now().Add(stuckAfter); ; {
+		c.t.mu.Lock()
+		rate := c.t.up
+		c.t.mu.Unlock()
+		ahead := max(stockBlock, rate*int64(turnAhead)/int64(time.Second))
+		unacked := 0
+		_ = c.raw.Control(func(fd uintptr) { unacked, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }) // 0: do not wait
+		if int64(unacked) <= ahead || time.Now().After(end) {
+			return
+		}
+		// The kernel does not tell; it is asked when that much should have left.
+		wait := 5 * time.Millisecond
+		if rate > 0 {
+			wait = time.Duration((int64(unacked) - ahead) * int64(time.Second) / rate)
+		}
+		time.Sleep(min(max(wait, time.Millisecond), 50*time.Millisecond))
+	}
+}
+
 // sendFile writes head and then n bytes of a file from off, which the kernel
 // takes from its page cache.
-func sendFile(to syscall.Conn, head []byte, from syscall.RawConn, off int64, n int) error {
-	rc, err := to.SyscallConn()
-	if err != nil {
-		return err
-	}
+func sendFile(to syscall.RawConn, head []byte, from syscall.RawConn, off int64, n int) error {
 	var failed error
 	wait := func(do func(fd int) (int, error), done func(int) (more bool)) error {
-		err := rc.Write(func(fd uintptr) bool {
+		err := to.Write(func(fd uintptr) bool {
 			for {
 				n, err := do(int(fd))
 				switch {
@@ -194,7 +238,7 @@ func sendFile(to syscall.Conn, head []byte, from syscall.RawConn, off int64, n i
 		}
 		return err
 	}
-	err = wait(func(fd int) (int, error) {
+	err := wait(func(fd int) (int, error) {
 		return unix.SendmsgN(fd, head, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
 	}, func(n int) bool {
 		head = head[n:]
@@ -222,14 +266,17 @@ func sendFile(to syscall.Conn, head []byte, from syscall.RawConn, off int64, n i
 }
 
 // tune keeps the queue of a connection here, where it can be seen.
-func tune(nc net.Conn) {
-	tcp, ok := nc.(*net.TCPConn)
+func (c *conn) tune() {
+	tcp, ok := c.nc.(*net.TCPConn)
 	if !ok {
 		return
 	}
-	if rc, err := tcp.SyscallConn(); err == nil {
-		_ = rc.Control(func(fd uintptr) { // without it, we are slower
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
-		})
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return
 	}
+	c.raw = raw
+	_ = raw.Control(func(fd uintptr) { // without it, we are slower
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+	})
 }
