@@ -158,6 +158,7 @@ type conn struct {
 	out      []byte
 	requests []pp.RequestSpec
 	queued   int64     // bytes of the requests that have not left
+	taken    int64     // of these, of the one that is leaving
 	writing  time.Time // since then; zero: not
 	closed   bool
 	woken    chan struct{}

@@ -102,117 +102,145 @@ func reject(r pp.RequestSpec) pp.Message {
 	return pp.Message{Type: pp.Reject, Index: r.Index, Begin: r.Begin, Length: r.Length}
 }
 
-// write sends what is queued: first the messages, then one block at a time.
+// write sends what is queued until the connection ends: messages at once, a
+// block when it is its turn.
 func (c *conn) write(ctx context.Context) error {
+	turns := c.t.peer.turns
+	var turn *time.Timer // of the block that is leaving; nil: none is
+	end := func() {
+		if turn != nil && turn.Stop() {
+			<-turns
+		}
+		turn = nil
+	}
+	defer end()
+	idle := time.NewTimer(keepAlive)
+	defer idle.Stop()
 	var buf []byte
 	for {
 		c.mu.Lock()
-		if c.closed {
-			c.mu.Unlock()
+		closed, blocks := c.closed, len(c.requests) > 0
+		buf, c.out = append(buf[:0], c.out...), c.out[:0]
+		c.mu.Unlock()
+		if closed {
 			return nil
 		}
-		buf, c.out = append(buf[:0], c.out...), c.out[:0]
-		var r pp.RequestSpec
-		if len(c.requests) > 0 {
-			r, c.requests = c.requests[0], c.requests[1:]
-		}
-		c.mu.Unlock()
-
-		if len(buf) == 0 && r.Length == 0 {
-			timer := time.NewTimer(keepAlive)
-			select {
-			case <-c.woken:
-				timer.Stop()
-				continue
-			case <-timer.C:
-				buf = append(buf, 0, 0, 0, 0)
+		if len(buf) > 0 {
+			idle.Reset(keepAlive)
+			c.nc.SetWriteDeadline(time.Now().Add(writeFor))
+			if _, err := c.nc.Write(buf); err != nil {
+				return err
 			}
 		}
-		if err := c.t.peer.upload.Wait(ctx, int(r.Length)); err != nil {
-			return err
+		switch {
+		case turn != nil:
+			wait := c.leaving()
+			if wait == 0 {
+				c.mark(time.Time{})
+				end()
+				continue
+			}
+			poll := time.NewTimer(wait)
+			select {
+			case <-poll.C:
+			case <-c.woken:
+			}
+			poll.Stop()
+		case blocks:
+			select {
+			case turns <- struct{}{}:
+				// Who is too slow loses its turn.
+				turn = time.AfterFunc(stuckAfter, func() { <-turns })
+				if err := c.putBlock(ctx, &buf); err != nil {
+					return err
+				}
+				idle.Reset(keepAlive)
+			case <-c.woken:
+			}
+		default:
+			select {
+			case <-c.woken:
+			case <-idle.C:
+				c.enqueue(make([]byte, 4))
+			}
 		}
-		var err error
-		if buf, err = c.put(ctx, buf, r); err != nil {
-			return err
-		}
-		c.t.pieces.Sent(int(r.Length))
 	}
 }
 
-// mark notes when a write began, or that it is over and what has left.
-func (c *conn) mark(began time.Time, sent int64) {
+// mark notes when a block began to leave; zero: it has.
+func (c *conn) mark(began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writing = began
-	c.queued -= sent
+	if began.IsZero() {
+		c.queued -= c.taken
+		c.taken = 0
+	}
 }
 
-// put writes messages and a block, if there is one, and returns its buffer.
-func (c *conn) put(ctx context.Context, buf []byte, r pp.RequestSpec) ([]byte, error) {
-	if r.Length == 0 {
-		c.nc.SetWriteDeadline(time.Now().Add(writeFor))
-		_, err := c.nc.Write(buf)
-		return buf, err
+// putBlock writes the block that was asked for first. It stays in queued until
+// it has left.
+func (c *conn) putBlock(ctx context.Context, buf *[]byte) error {
+	c.mu.Lock()
+	if len(c.requests) == 0 {
+		c.mu.Unlock()
+		return nil // cancelled
 	}
-	select {
-	case c.t.peer.turns <- struct{}{}:
-	case <-ctx.Done():
-		return buf, ctx.Err()
+	var r pp.RequestSpec
+	r, c.requests = c.requests[0], c.requests[1:]
+	c.taken = int64(r.Length)
+	c.mu.Unlock()
+	if err := c.t.peer.upload.Wait(ctx, int(r.Length)); err != nil {
+		return err
 	}
-	defer func() { <-c.t.peer.turns }()
-	c.mark(time.Now(), 0)
-	defer c.mark(time.Time{}, int64(r.Length))
+	c.mark(time.Now())
 	c.nc.SetWriteDeadline(time.Now().Add(writeFor))
-	buf, err := c.putBlock(buf, r)
-	if err == nil {
-		c.leave()
-	}
-	return buf, err
-}
-
-func (c *conn) putBlock(buf []byte, r pp.RequestSpec) ([]byte, error) {
-	buf = binary.BigEndian.AppendUint32(buf, uint32(9+r.Length))
-	buf = append(buf, byte(pp.Piece))
-	buf = binary.BigEndian.AppendUint32(buf, uint32(r.Index))
-	buf = binary.BigEndian.AppendUint32(buf, uint32(r.Begin))
+	b := binary.BigEndian.AppendUint32((*buf)[:0], uint32(9+r.Length))
+	b = append(b, byte(pp.Piece))
+	b = binary.BigEndian.AppendUint32(b, uint32(r.Index))
+	b = binary.BigEndian.AppendUint32(b, uint32(r.Begin))
 	off := int64(r.Index)*c.t.info.PieceLength + int64(r.Begin)
-	if c.raw != nil {
-		if from, err := c.t.pieces.File(off, int64(r.Length)); err == nil {
-			return buf, sendFile(c.raw, buf, from, off, int(r.Length))
+	err := func() error {
+		if c.raw != nil {
+			if from, err := c.t.pieces.File(off, int64(r.Length)); err == nil {
+				return sendFile(c.raw, b, from, off, int(r.Length))
+			}
 		}
+		head := len(b)
+		b = slices.Grow(b, int(r.Length))[:head+int(r.Length)]
+		if _, err := c.t.pieces.ReadAt(b[head:], off); err != nil {
+			return err
+		}
+		_, err := c.nc.Write(b)
+		return err
+	}()
+	*buf = b
+	if err == nil {
+		c.t.pieces.Sent(int(r.Length))
 	}
-	head := len(buf)
-	buf = slices.Grow(buf, int(r.Length))[:head+int(r.Length)]
-	if _, err := c.t.pieces.ReadAt(buf[head:], off); err != nil {
-		return buf, err
-	}
-	_, err := c.nc.Write(buf)
-	return buf, err
+	return err
 }
 
-// leave returns when most of what was written has arrived, or when the peer is
-// too slow to be waited for.
-func (c *conn) leave() {
+// leaving is how long what was written may need to arrive, but for a rest that
+// does not count; 0 when it has arrived. The kernel does not tell, it is asked.
+func (c *conn) leaving() time.Duration {
 	if c.raw == nil {
-		return
+		return 0
 	}
-	for end := time.Now().Add(stuckAfter); ; {
-		c.t.mu.Lock()
-		rate := c.t.up
-		c.t.mu.Unlock()
-		ahead := max(stockBlock, rate*int64(turnAhead)/int64(time.Second))
-		unacked := 0
-		_ = c.raw.Control(func(fd uintptr) { unacked, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }) // 0: do not wait
-		if int64(unacked) <= ahead || time.Now().After(end) {
-			return
-		}
-		// The kernel does not tell; it is asked when that much should have left.
-		wait := 5 * time.Millisecond
-		if rate > 0 {
-			wait = time.Duration((int64(unacked) - ahead) * int64(time.Second) / rate)
-		}
-		time.Sleep(min(max(wait, time.Millisecond), 50*time.Millisecond))
+	c.t.mu.Lock()
+	rate := c.t.up
+	c.t.mu.Unlock()
+	unacked := 0
+	_ = c.raw.Control(func(fd uintptr) { unacked, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }) // 0: no need to wait
+	rest := int64(unacked) - max(stockBlock, rate*int64(turnAhead)/int64(time.Second))
+	if rest <= 0 {
+		return 0
 	}
+	wait := 5 * time.Millisecond
+	if rate > 0 {
+		wait = time.Duration(float64(rest) / float64(rate) * float64(time.Second))
+	}
+	return min(max(wait, time.Millisecond), 50*time.Millisecond)
 }
 
 // sendFile writes head and then n bytes of a file from off, which the kernel
