@@ -366,7 +366,7 @@ func (c *conn) handle(m *pp.Message) error {
 		c.choked = true
 		t.abandon(c)
 	case pp.Unchoke:
-		c.choked = false
+		c.choked, c.paused = false, time.Time{}
 	case pp.Have:
 		if int64(m.Index) >= int64(len(t.copies)) {
 			return fmt.Errorf("piece %d of %d", m.Index, len(t.copies))

@@ -23,7 +23,7 @@ const (
 	maxAsking = 16                     // no more than that, or
 	askLeast  = 100 * time.Millisecond // what comes in that time
 	maxOpen   = 2                      // of these of one node
-	breather  = 50 * time.Millisecond  // before a node that is busy is asked again
+	breather  = time.Second            // before who refused is asked again, unless it unchokes us
 
 	stallAfter = 5 * time.Second // without a byte: the piece is asked elsewhere
 	maxStalls  = 6               // one after the other: the connection is given up
@@ -284,7 +284,7 @@ func (t *Torrent) stalls(now time.Time) {
 }
 
 // refused takes note that a peer does not give a block: one of ours has enough
-// to send already, and will have time soon.
+// to send already, and says when it has not.
 func (t *Torrent) refused(c *conn, m *pp.Message, now time.Time) error {
 	d, b := c.find(int64(m.Index), int64(m.Begin), int64(m.Length))
 	if d == nil {
@@ -296,19 +296,7 @@ func (t *Torrent) refused(c *conn, m *pp.Message, now time.Time) error {
 	d.blocks[b] = forgone
 	c.forgo(d, !c.ours)
 	t.drop(d)
-	pause := time.Second
-	if c.ours {
-		pause = breather/2 + time.Duration(t.chance.Int64N(int64(breather)))
-	}
-	c.paused = now.Add(pause)
-	t.later()
+	c.paused = now.Add(breather)
+	t.fill(now)
 	return nil
-}
-
-// later fills again when a pause is over.
-func (t *Torrent) later() {
-	if !t.waiting {
-		t.waiting = true
-		t.nap <- struct{}{}
-	}
 }

@@ -23,28 +23,27 @@ type Torrent struct {
 	trackers []string
 	max      int           // connections
 	poke     chan struct{} // look for peers now
-	nap      chan struct{} // a pause begins
 	left     chan struct{} // closed by leave
 	failed   chan struct{} // closed when failure is set
 	failure  error
 	rank     []int32 // this peer's own order, so that not all want the same piece
 
-	mu      sync.Mutex
-	conns   map[*conn]bool
-	copies  []int32 // how many of conns have a piece
-	have    bitset  // what the connections were told of
-	seen    int     // as many, of pieces.Since
-	spare   bitset  // what nobody need give us: we have it, or do not want it
-	chosen  bool    // spare has what is not wanted
-	done    bool    // everything that is wanted is there
-	known   []*candidate
-	free    [][]byte      // buffers of one piece
-	open    int           // pieces being fetched
-	usual   time.Duration // that a piece takes
-	waiting bool          // for a pause to end
-	down    int64         // bytes a second, lately
-	up      int64         // bytes a second, lately
-	chance  *rand.Rand
+	mu     sync.Mutex
+	conns  map[*conn]bool
+	copies []int32 // how many of conns have a piece
+	have   bitset  // what the connections were told of
+	seen   int     // as many, of pieces.Since
+	spare  bitset  // what nobody need give us: we have it, or do not want it
+	chosen bool    // spare has what is not wanted
+	done   bool    // everything that is wanted is there
+	known  []*candidate
+	free   [][]byte      // buffers of one piece
+	open   int           // pieces being fetched
+	usual  time.Duration // that a piece takes
+	down   int64         // bytes a second, lately
+	up     int64         // bytes a second, lately
+	chance *rand.Rand
+	denied []*conn // who asked when there was no room, the first one first
 	handout
 	heard []heard // from each tracker
 	gone  bool
@@ -76,7 +75,6 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		trackers: slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(info.Trackers), o.Trackers...)))),
 		max:      maxNode,
 		poke:     make(chan struct{}, 1),
-		nap:      make(chan struct{}, 1),
 		left:     make(chan struct{}),
 		failed:   make(chan struct{}),
 		conns:    map[*conn]bool{},
@@ -289,8 +287,6 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 	const often = 250 * time.Millisecond
 	tick := time.NewTicker(often)
 	defer tick.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
 	var received, sent int64
 	for {
 		for _, cand := range t.candidates(time.Now()) {
@@ -300,13 +296,6 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.poke:
-		case <-t.nap:
-			pause.Reset(breather)
-		case <-pause.C:
-			t.mu.Lock()
-			t.waiting = false
-			t.fill(time.Now())
-			t.mu.Unlock()
 		case now := <-tick.C:
 			done, _, _, uploaded := t.pieces.Transfer()
 			t.mu.Lock()
@@ -459,6 +448,7 @@ func (t *Torrent) detachLocked(c *conn) {
 		return
 	}
 	delete(t.conns, c)
+	t.denied = slices.DeleteFunc(t.denied, func(other *conn) bool { return other == c })
 	for n := range t.copies {
 		t.copies[n] -= int32(btoi(c.has.get(n)))
 	}

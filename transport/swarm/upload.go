@@ -14,8 +14,8 @@ import (
 )
 
 // What is sent to whom. A node takes on only what it can send soon: what waits
-// here could come from a node that has nothing to do. It says no to the rest,
-// and is asked again.
+// here could come from a node that has nothing to do. It says no to the rest, and
+// unchokes who was turned away, in turn, when there is room.
 const (
 	maxRequest  = 128 << 10             // bytes of one request
 	maxRequests = 1024                  // waiting requests of one peer
@@ -49,7 +49,7 @@ func (c *conn) ask(r pp.RequestSpec) error {
 	if c.ours && c.fast && !t.seeder {
 		if r.Begin == 0 { // the rest of a piece is treated as its first block is
 			c.denied = -1
-			if t.busy(time.Now()) {
+			if t.deny(c, time.Now()) {
 				c.denied = int(r.Index)
 			}
 		}
@@ -69,19 +69,41 @@ func (c *conn) ask(r pp.RequestSpec) error {
 	return nil
 }
 
-// busy says whether there is enough to send.
-func (t *Torrent) busy(now time.Time) bool {
+// deny says whether there is enough to send already, and notes who is to hear
+// when there is not.
+func (t *Torrent) deny(c *conn, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var queued int64
+	if t.room(now) > 0 {
+		return false
+	}
+	if !slices.Contains(t.denied, c) {
+		t.denied = append(t.denied, c)
+	}
+	return true
+}
+
+// invite lets as many ask again as there is room for.
+func (t *Torrent) invite(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for room := t.room(now); room > 0 && len(t.denied) > 0; room -= t.info.PieceLength {
+		t.denied[0].send(pp.Message{Type: pp.Unchoke})
+		t.denied = t.denied[1:]
+	}
+}
+
+// room is how many bytes more we take on.
+func (t *Torrent) room(now time.Time) int64 {
+	room := int64(t.ahead(minQueue, queueAhead, t.up)) * t.info.PieceLength
 	for c := range t.conns {
 		c.mu.Lock()
 		if c.writing.IsZero() || now.Sub(c.writing) < stuckAfter {
-			queued += c.queued
+			room -= c.queued
 		}
 		c.mu.Unlock()
 	}
-	return queued >= int64(t.ahead(minQueue, queueAhead, t.up))*t.info.PieceLength
+	return room
 }
 
 // cancel forgets what the peer no longer wants.
@@ -138,6 +160,7 @@ func (c *conn) write(ctx context.Context) error {
 			if wait == 0 {
 				c.mark(time.Time{})
 				end()
+				c.t.invite(time.Now())
 				continue
 			}
 			poll := time.NewTimer(wait)
@@ -240,7 +263,7 @@ func (c *conn) leaving() time.Duration {
 	if rate > 0 {
 		wait = time.Duration(float64(rest) / float64(rate) * float64(time.Second))
 	}
-	return min(max(wait, time.Millisecond), 50*time.Millisecond)
+	return min(max(wait, time.Millisecond), 250*time.Millisecond)
 }
 
 // sendFile writes head and then n bytes of a file from off, which the kernel
