@@ -39,7 +39,8 @@ const (
 	keepAlive     = time.Minute
 	writeFor      = 2 * time.Minute
 	banFor        = 10 * time.Minute
-	batch         = 100 * time.Millisecond // Have messages are collected for so long
+	minBatch      = 50 * time.Millisecond  // Have messages are collected for so long, or
+	maxBatch      = 500 * time.Millisecond // for two pieces, but no longer than that
 )
 
 // A Peer takes part in the swarms of the torrents added to it.

@@ -184,7 +184,8 @@ func (t *Torrent) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// tellLoop tells every connection of every new piece.
+// tellLoop tells every connection of every new piece. A message to sixteen peers
+// for each piece costs more than the piece; what is told with others costs less.
 func (t *Torrent) tellLoop(ctx context.Context) {
 	for {
 		more := t.sync()
@@ -192,13 +193,17 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 		for c := range t.conns {
 			c.wake()
 		}
+		batch := maxBatch
+		if t.down > 0 {
+			batch = time.Duration(float64(2*t.info.PieceLength) / float64(t.down) * float64(time.Second))
+		}
 		t.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
 		case <-more:
 		}
-		sleep(ctx, batch)
+		sleep(ctx, min(max(minBatch, batch), maxBatch))
 	}
 }
 
