@@ -20,7 +20,7 @@ type bout struct {
 	system system
 	load
 	slow bool // the last node's link has a fifth of the rate
-	data dataset
+	data lab.Dataset
 	tcp  string // congestion control of all; "": this machine's
 	dir  string // for what the nodes write
 	logs string // directory for what the programs say
@@ -54,7 +54,7 @@ func (b *bout) ideal() time.Duration {
 	if b.system.raw {
 		return 0
 	}
-	return time.Duration(float64(b.data.size*8) / float64(b.mbit*1e6) * float64(time.Second))
+	return time.Duration(float64(b.data.Size*8) / float64(b.mbit*1e6) * float64(time.Second))
 }
 
 // limit is how long a bout may take at the most.

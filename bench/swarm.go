@@ -249,7 +249,7 @@ func (m *measurement) measure(l load, raw bool) error {
 		return nil
 	}
 	dir := filepath.Join(m.work, "load")
-	data, err := newDataset(m.ctx, lab.In(m.bin), dir, int64(l.mib)<<20)
+	data, err := lab.NewDataset(m.ctx, lab.In(m.bin), dir, int64(l.mib)<<20)
 	if err != nil {
 		return fmt.Errorf("image of %d MiB: %w", l.mib, err)
 	}
@@ -283,7 +283,7 @@ func (m *measurement) measure(l load, raw bool) error {
 func (m *measurement) one(b *bout) (swarmRow, *curve, error) {
 	var err error
 	if b.system.unicast {
-		b.data, err = b.data.part(b.data.size * unicastTimes / int64(b.n))
+		b.data, err = b.data.Part(b.data.Size * unicastTimes / int64(b.n))
 	}
 	rounds := 1
 	if b.system.raw {
@@ -324,15 +324,15 @@ func (r swarmRow) String() string {
 // of the seeder is none of the engines'.
 func (b *bout) rawReport(r *result) swarmRow {
 	row := b.row(r)
-	row.Speed = digits(float64(b.data.size) / 1e6 / (r.took[0] - r.began).Seconds())
+	row.Speed = digits(float64(b.data.Size) / 1e6 / (r.took[0] - r.began).Seconds())
 	return row
 }
 
 // row has what both kinds of rows have.
 func (b *bout) row(r *result) swarmRow {
-	gib := float64(b.data.size) * float64(b.n) / (1 << 30)
+	gib := float64(b.data.Size) * float64(b.n) / (1 << 30)
 	return swarmRow{
-		Transport: b.transport(), N: b.n, Bytes: b.data.size, At: time.Now().UTC().Format(time.RFC3339),
+		Transport: b.transport(), N: b.n, Bytes: b.data.Size, At: time.Now().UTC().Format(time.RFC3339),
 		CPU: digits(r.cpu.Seconds() / gib), CPUSeeder: digits(r.server.Seconds() / gib), CPUPeer: digits((r.cpu - r.server).Seconds() / gib),
 	}
 }
@@ -343,8 +343,8 @@ func (b *bout) report(r *result) (swarmRow, curve) {
 	over := func(d time.Duration) float64 { return digits(ratio(d, b.ideal())) }
 	row := b.row(r)
 	row.First, row.Median, row.Last = over(took[0]), over(median(took)), over(took[b.n-1])
-	row.Egress = digits(float64(r.egress) / float64(b.data.size))
-	row.Sent = digits(float64(r.sent) / float64(b.data.size) / float64(b.n))
+	row.Egress = digits(float64(r.egress) / float64(b.data.Size))
+	row.Sent = digits(float64(r.sent) / float64(b.data.Size) / float64(b.n))
 	row.Mbit, row.MTU, row.Ideal = b.mbit, mtu, digits(b.ideal().Seconds())
 	row.TOverIdeal, row.Spread = row.Last, digits(row.Last-row.First)
 	if b.slow {

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"rookery/lab"
 )
 
 func TestParseSwarm(t *testing.T) {
@@ -49,7 +51,7 @@ func TestParseSwarm(t *testing.T) {
 func TestLoads(t *testing.T) {
 	for n := 1; n <= 50; n++ {
 		l, err := loadFor(n)
-		b := bout{load: l, data: dataset{size: int64(l.mib) << 20}}
+		b := bout{load: l, data: lab.Dataset{Size: int64(l.mib) << 20}}
 		if sum := float64(n*l.mbit) / 8; err != nil || l.n != n || sum > 45 || b.ideal() < 25*time.Second || b.ideal() > 2*time.Minute {
 			t.Errorf("%d nodes: %+v, %v: %.0f MB/s for %s", n, l, err, sum, b.ideal())
 		}
@@ -57,7 +59,7 @@ func TestLoads(t *testing.T) {
 }
 
 func someBout(slow bool) (*bout, *result) {
-	b := &bout{system: systems[0], load: load{n: 4, mbit: 8}, slow: slow, data: dataset{size: 1 << 20}}
+	b := &bout{system: systems[0], load: load{n: 4, mbit: 8}, slow: slow, data: lab.Dataset{Size: 1 << 20}}
 	return b, &result{
 		took:   []time.Duration{1300 * time.Millisecond, 1100 * time.Millisecond, 1200 * time.Millisecond, 5 * time.Second},
 		egress: 1 << 20, sent: 3 << 20, cpu: 40 * time.Millisecond, server: 10 * time.Millisecond,
@@ -304,7 +306,7 @@ func TestSame(t *testing.T) {
 		{write("empty", 0, 0), false},
 		{filepath.Join(dir, "none"), false},
 	} {
-		if err := same(whole, tt.got); (err == nil) != tt.ok {
+		if err := lab.Same(whole, tt.got); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", tt.got, err)
 		}
 	}
@@ -315,8 +317,8 @@ func TestSystems(t *testing.T) {
 		t.Error(err)
 	}
 	for _, s := range systems {
-		b := &bout{system: s, load: load{n: 3, mbit: 8}, dir: "/bout", data: dataset{
-			file: "/layer/x", torrent: []byte("d4:infod6:lengthi1eee"), size: 1, digest: "sha256:" + "12", rookery: "/bin/rookery", agent: "/bin/agent",
+		b := &bout{system: s, load: load{n: 3, mbit: 8}, dir: "/bout", data: lab.Dataset{
+			File: "/layer/x", Torrent: []byte("d4:infod6:lengthi1eee"), Size: 1, Digest: "sha256:" + "12", Programs: lab.Made{Rookery: "/bin/rookery", Agent: "/bin/agent"},
 		}}
 		if s.raw {
 			b.n = 1

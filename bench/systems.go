@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -15,9 +12,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"time"
 
-	"rookery/disklayout"
+	"rookery/lab"
 	"rookery/wire"
 )
 
@@ -60,7 +56,7 @@ func (b *bout) serve(also string) spec {
 	if b.system.raw {
 		card = "lo"
 	}
-	return spec{name: "server", said: regexp.MustCompile("msg=serving "), args: []string{b.data.rookery, "--state", b.data.state,
+	return spec{name: "server", said: regexp.MustCompile("msg=serving "), args: []string{b.data.Programs.Rookery, "--state", b.data.State,
 		"serve", "--interface", card, "--address", b.ip(), "--without", "dhcp,tftp,radvd" + also}}
 }
 
@@ -68,47 +64,24 @@ func castRookery(b *bout) cast {
 	c := cast{servers: []spec{b.serve("")}}
 	for i := range b.n {
 		c.nodes = append(c.nodes, spec{
-			name: nodeName(i), said: regexp.MustCompile("rookery: fetch: finished"), code: b.data.script(i, b.limit()),
-			args: []string{b.data.agent, "install", "--script", goArg, "--site", b.data.site, "--http", b.url(), "--root", b.target(i)},
+			name: nodeName(i), said: regexp.MustCompile("rookery: fetch: finished"), code: b.data.Script(i, b.limit()),
+			args: []string{b.data.Programs.Agent, "install", "--script", goArg, "--site", b.data.Site, "--http", b.url(), "--root", b.target(i)},
 		})
 	}
 	return c
 }
 
-// script is the install script of node i.
-func (d *dataset) script(i int, seedFor time.Duration) []byte {
-	s := wire.Script{
-		Version: 1, ID: fmt.Sprintf("%032x", i+1), Node: nodeName(i),
-		Image: wire.Image{Name: imageName, Manifest: d.manifest}, Transports: []string{"bittorrent", "http"},
-		Layout:   disklayout.Default(),
-		Identity: wire.Identity{Hostname: nodeName(i), MachineID: fmt.Sprintf("%032x", i+1)},
-		SeedFor:  int(seedFor.Seconds()), Ending: wire.Exit, OnFailure: wire.Exit,
-	}
-	sealed, err := wire.Seal(s, d.key)
-	if err != nil {
-		panic(err) // nothing in it is anybody's input
-	}
-	return sealed
-}
-
 // checkRookery compares the files of the image with those it was made of.
-func checkRookery(b *bout, i int) error {
-	return fs.WalkDir(os.DirFS(b.data.tree), ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		return same(filepath.Join(b.data.tree, path), filepath.Join(b.target(i), path))
-	})
-}
+func checkRookery(b *bout, i int) error { return b.data.Check(b.target(i)) }
 
 // castHTTP has a server without Rookery's limits: at 100 kbit/s for each of fifty
 // nodes that one would end connections that take more than a minute for 4 MiB. Of
 // fifty connections that begin at once the kernel gives some up, so curl asks again.
 func castHTTP(b *bout) cast {
-	c := cast{servers: []spec{{name: "server", said: regexp.MustCompile("^ready$"), args: []string{self(), "files", filepath.Dir(b.data.file), b.ip() + ":80"}}}}
+	c := cast{servers: []spec{{name: "server", said: regexp.MustCompile("^ready$"), args: []string{self(), "files", filepath.Dir(b.data.File), b.ip() + ":80"}}}}
 	for i := range b.n {
 		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"curl", "-sSf",
-			"--retry", "10", "--retry-all-errors", "--retry-delay", "1", "--keepalive-time", "5", "-o", b.target(i), b.url() + "/" + filepath.Base(b.data.file)}})
+			"--retry", "10", "--retry-all-errors", "--retry-delay", "1", "--keepalive-time", "5", "-o", b.target(i), b.url() + "/" + filepath.Base(b.data.File)}})
 	}
 	return c
 }
@@ -139,14 +112,14 @@ func self() string {
 func castRsync(b *bout) cast {
 	const config = "rsyncd.conf"
 	// Of more than 5 who come at once, the default, some would never be answered.
-	text := "use chroot = no\nreverse lookup = no\nlisten backlog = 128\n[bench]\npath = " + filepath.Dir(b.data.file) + "\n"
+	text := "use chroot = no\nreverse lookup = no\nlisten backlog = 128\n[bench]\npath = " + filepath.Dir(b.data.File) + "\n"
 	c := cast{files: map[string]string{config: text}, servers: []spec{{name: "server", said: regexp.MustCompile("starting, listening"),
 		args: []string{"rsync", "--daemon", "--no-detach", "--config", b.path(config), "--log-file=/dev/stdout"}}}}
 	for i := range b.n {
 		// One whose connection the kernel has given up would wait for ever.
 		c.nodes = append(c.nodes, spec{name: nodeName(i), args: []string{"sh", "-c", `until "$@"; do sleep 1; done`, "sh",
 			"rsync", "--timeout=15", "--whole-file", "--inplace",
-			"rsync://" + b.ip() + "/bench/" + filepath.Base(b.data.file), b.target(i)}})
+			"rsync://" + b.ip() + "/bench/" + filepath.Base(b.data.File), b.target(i)}})
 	}
 	return c
 }
@@ -155,7 +128,7 @@ func castRsync(b *bout) cast {
 // and begins when all have answered.
 func udpcast(sender, receiver []string) func(*bout) cast {
 	return func(b *bout) cast {
-		c := cast{starter: &spec{name: "server", args: append([]string{"udp-sender", "--file", b.data.file, "--interface", "eth0",
+		c := cast{starter: &spec{name: "server", args: append([]string{"udp-sender", "--file", b.data.File, "--interface", "eth0",
 			"--nokbd", "--no-progress", "--full-duplex", "--min-receivers", fmt.Sprint(b.n), "--max-wait", "20", "--rexmit-hello-interval", "500"}, sender...)}}
 		for i := range b.n {
 			c.nodes = append(c.nodes, spec{name: nodeName(i), ready: regexp.MustCompile("UDP receiver for"),
@@ -167,7 +140,7 @@ func udpcast(sender, receiver []string) func(*bout) cast {
 
 func castAria2(b *bout) cast {
 	c := cast{files: map[string]string{torrentFile: b.torrent(), hookFile: "#!/bin/sh\necho complete\n"},
-		servers: []spec{b.serve(",seeder"), b.aria2("seeder", filepath.Dir(b.data.file), b.path(torrentFile))}}
+		servers: []spec{b.serve(",seeder"), b.aria2("seeder", filepath.Dir(b.data.File), b.path(torrentFile))}}
 	for i := range b.n {
 		c.nodes = append(c.nodes, b.aria2(nodeName(i), b.target(i), ""))
 	}
@@ -201,7 +174,7 @@ var libtorrent string
 func castLibtorrent(b *bout) cast {
 	const program = "peer.py" // python would take libtorrent.py for the module
 	c := cast{files: map[string]string{torrentFile: b.torrent(), program: libtorrent}, servers: []spec{b.serve(",seeder"), {name: "seeder", said: regexp.MustCompile("^ready$"),
-		args: []string{python, b.path(program), "seed", b.path(torrentFile), filepath.Dir(b.data.file), seederPort, "-"}}}}
+		args: []string{python, b.path(program), "seed", b.path(torrentFile), filepath.Dir(b.data.File), seederPort, "-"}}}}
 	for i := range b.n {
 		c.nodes = append(c.nodes, spec{name: nodeName(i), said: regexp.MustCompile("^complete$"),
 			args: []string{python, b.path(program), "fetch", b.path(torrentFile), b.target(i), nodePort, goArg}})
@@ -224,45 +197,16 @@ const (
 // torrent is the layer's torrent with a tracker.
 func (b *bout) torrent() string {
 	tracker := b.url() + wire.PathAnnounce
-	return fmt.Sprintf("d8:announce%d:%s%s", len(tracker), tracker, b.data.torrent[1:])
+	return fmt.Sprintf("d8:announce%d:%s%s", len(tracker), tracker, b.data.Torrent[1:])
 }
 
 // checkTorrent compares what the torrent names.
 func checkTorrent(b *bout, i int) error {
-	return same(b.data.file, filepath.Join(b.target(i), b.data.digest.Hex()))
+	return lab.Same(b.data.File, filepath.Join(b.target(i), b.data.Digest.Hex()))
 }
 
 // checkFile compares a copy with as much of the layer as was to be copied.
-func checkFile(b *bout, i int) error { return same(b.data.file, b.target(i)) }
-
-// same says where two files differ, nil when they do not.
-func same(want, got string) error {
-	a, err := os.Open(want)
-	if err != nil {
-		return err
-	}
-	defer a.Close()
-	b, err := os.Open(got)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	x, y := make([]byte, 1<<20), make([]byte, 1<<20)
-	for at := int64(0); ; {
-		n, errA := io.ReadFull(a, x)
-		m, errB := io.ReadFull(b, y)
-		if n != m || !bytes.Equal(x[:n], y[:m]) {
-			return fmt.Errorf("%s and %s differ in the MiB at %d", want, got, at)
-		}
-		if errA != nil || errB != nil {
-			if errors.Is(errA, io.EOF) || errors.Is(errA, io.ErrUnexpectedEOF) {
-				return nil
-			}
-			return errors.Join(errA, errB)
-		}
-		at += int64(n)
-	}
-}
+func checkFile(b *bout, i int) error { return lab.Same(b.data.File, b.target(i)) }
 
 // missing says what a system lacks here, and how to give it.
 func (s system) missing() error {
