@@ -157,6 +157,22 @@ func (h *Host) Knows(others []*Host) error {
 	return nil
 }
 
+// Split takes hosts off the wire and gives them one of their own, until heal.
+func (n *Network) Split(hosts []*Host) (heal func() error, err error) {
+	other := n.port("split")
+	if err := ip("link add " + other + " type bridge stp_state 0 forward_delay 0 mcast_snooping 0"); err != nil {
+		return nil, err
+	}
+	move := func(bridge string) (err error) {
+		for _, h := range hosts {
+			err = errors.Join(err, ip("link set "+h.port+" master "+bridge+" up"))
+		}
+		return err
+	}
+	err = errors.Join(ip("link set "+other+" up"), move(other))
+	return func() error { return errors.Join(move(n.Bridge), ip("link delete "+other)) }, err
+}
+
 // Traffic is how many bytes the host has received and sent, with their headers.
 func (h *Host) Traffic() (received, sent int64, err error) {
 	received, err = counter(h.port, "tx_bytes") // seen from the bridge
@@ -201,7 +217,11 @@ func (h *Host) Do(f func()) {
 	<-back
 }
 
+// close takes the host off the wire first: the kernel keeps its network for as
+// long as a socket of it has something to say, and the next host may have its
+// address.
 func (h *Host) close() {
+	_ = ip("link delete " + h.port) // where it was not made, that is fine
 	close(h.todo)
 	<-h.done
 }
