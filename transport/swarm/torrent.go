@@ -410,8 +410,8 @@ func (t *Torrent) dial(ctx context.Context, cand *candidate) {
 		cand.fails = 0
 	}
 	cand.dialing = false
-	cand.next = now.Add(time.Second << cand.fails) // 8 s at the most: servers come back
-	cand.fails = min(cand.fails+1, 3)
+	cand.next = now.Add(time.Second << cand.fails) // 4 s at the most: servers come back
+	cand.fails = min(cand.fails+1, 2)
 	t.lookAround()
 }
 
