@@ -18,7 +18,7 @@ IMAGE  = out/cache/debian12.tar
 TREES  = out/cache/bench/main.tar
 
 .DELETE_ON_ERROR:
-.PHONY: help deps build kernel image demo test unit vm bench bench-swarm bench-swarm-small fuzz lint clean
+.PHONY: help deps build kernel image demo test unit vm swarm bench bench-swarm bench-swarm-small fuzz lint clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -40,22 +40,26 @@ $(IMAGE): scripts/image | deps
 demo: deps build kernel image ## installs NODES=3 virtual machines over a private network
 	out/bin/rookery-demo --nodes $(NODES)
 
-test: ## lint, unit, fuzz of what reads images, a small swarm, vm: everything that must pass
+test: ## lint, unit, fuzz of what reads images, a small swarm and its faults, vm: everything that must pass
 	$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) fuzz FUZZ=image
 	$(MAKE) bench-swarm-small
+	$(MAKE) swarm
 	$(MAKE) vm
 
 # What is too long for the race detector runs without it.
 unit: deps build kernel ## unit and namespace tests with the race detector
 	cd $(STOCK) && CGO_ENABLED=0 go build -o /dev/null . # so that no test has to wait for it
-	packages=$$(go list ./...) && go test -race -timeout 3m $$(echo "$$packages" | grep -v '/qemu-tests')
+	packages=$$(go list ./...) && go test -race -timeout 3m $$(echo "$$packages" | grep -v -e /qemu-tests -e /swarm-tests)
 	go test -timeout 3m ./image
 
 vm: deps build kernel image ## stories in virtual machines; slow
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs ./cmd/rookery-agent
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m ./qemu-tests/...
+
+swarm: deps build ## faults of a swarm of eight nodes in namespaces; five minutes
+	ROOKERY_SWARM=1 go test -v -count 1 -timeout 15m ./swarm-tests
 
 bench: deps $(IMAGE) $(TREES) ## measures what is promised, into bench/*.md; as root, a quarter of an hour
 	go run ./bench

@@ -33,7 +33,7 @@ var floors = []string{
 	// programs
 	"initramfs", "cmd/rookery", "cmd/rookery-agent",
 	// whole stories
-	"lab", "cmd/rookery-demo", "qemu-tests", "bench",
+	"lab", "cmd/rookery-demo", "qemu-tests", "swarm-tests", "bench",
 }
 
 // importers says who may import other people's modules: one package each, so
