@@ -126,6 +126,7 @@ type conn struct {
 	t      *Torrent
 	nc     net.Conn
 	raw    syscall.RawConn // nil when it is not TCP
+	host   netip.Addr      // the machine at the other end
 	id     [20]byte
 	origin transport.Origin
 	dialed bool // by us
@@ -168,6 +169,7 @@ func newConn(t *Torrent, nc net.Conn, theirs greeting, addr netip.AddrPort) *con
 	c := &conn{
 		t:      t,
 		nc:     nc,
+		host:   remote(nc).Addr(),
 		id:     theirs.id,
 		origin: transport.FromPeer,
 		fast:   theirs.bits.SupportsFast(),

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -20,6 +21,7 @@ const (
 	maxOffering = 16 << 20               // bytes on offer at a time
 	offerFor    = time.Second            // an offer is not late before that
 	greetFor    = time.Second            // for a peer to say what it has a use for
+	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
 )
 
 // A handout is what a server offers of one torrent.
@@ -44,6 +46,7 @@ type client struct {
 	told   bitset // pieces that it was told of
 	use    []bool // pieces that it has a use for; nil: all
 	met    bool   // it has said so, or has nothing to say
+	took   bool   // something that it was offered
 	since  time.Time
 	fresh  bool // there may be something to tell
 	offers int  // on offer to it
@@ -63,7 +66,7 @@ func (t *Torrent) handOut(now time.Time) {
 	if !t.seeder || t.gone {
 		return
 	}
-	waiting := 0
+	waiting, strange := 0, map[netip.Addr]int{}
 	for i := range t.offers {
 		o := &t.offers[i]
 		if !o.late && now.Sub(o.at) > max(offerFor, 4*t.usually) {
@@ -72,10 +75,11 @@ func (t *Torrent) handOut(now time.Time) {
 			t.refresh()
 		}
 		waiting += btoi(!o.late)
+		strange[o.to.host] += btoi(!o.late && !o.to.took)
 	}
 	most := max(1, int(maxOffering/t.info.PieceLength))
 	for limit := min(t.ahead(minOffers, offerAhead, t.up), max(most, minOffers)); waiting < limit; {
-		c := t.next(limit)
+		c := t.next(limit, strange)
 		if c == nil {
 			return
 		}
@@ -94,14 +98,16 @@ func (t *Torrent) handOut(now time.Time) {
 		c.turn = t.turn
 		c.send(pp.Message{Type: pp.Have, Index: pp.Integer(n)})
 		waiting++
+		strange[c.host] += btoi(!c.took)
 	}
 }
 
 // next is who gets the next piece: who has the fewest on offer, and of these who
-// has waited longest. So a quick one gets more than a slow one.
-func (t *Torrent) next(limit int) (best *conn) {
+// has waited longest. So a quick one gets more than a slow one. A machine that
+// has yet to show that it takes anything gets little, however often it comes.
+func (t *Torrent) next(limit int, strange map[netip.Addr]int) (best *conn) {
 	for c := range t.conns {
-		if !c.fresh || !c.met || c.offers >= limit {
+		if !c.fresh || !c.met || c.offers >= limit || !c.took && strange[c.host] >= maxStrange {
 			continue
 		}
 		if best == nil || c.offers < best.offers || c.offers == best.offers && c.turn < best.turn {
@@ -164,6 +170,7 @@ func (t *Torrent) taken(c *conn, n int) {
 	t.withdraw(func(o offer) bool {
 		mine := o.to == c && o.piece == n
 		if mine {
+			c.took = true
 			t.usually = (7*t.usually + time.Since(o.at)) / 8
 		}
 		return mine

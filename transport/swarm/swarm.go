@@ -30,6 +30,7 @@ const (
 // time is generous.
 const (
 	maxHandshakes = 256  // connections that have not said what they want
+	maxOfAddress  = 16   // of these
 	maxNode       = 20   // connections of a torrent on a node, besides those to servers
 	wanted        = 16   // of these that a node looks for
 	maxServed     = 1000 // connections of a torrent that is seeded by a server
@@ -56,12 +57,14 @@ type Peer struct {
 
 	buffers atomic.Int64 // bytes, of all torrents
 
-	mu       sync.Mutex
-	ctx      context.Context // of Run, nil before
-	ended    bool
-	torrents map[[20]byte]*Torrent
-	banned   map[netip.Addr]time.Time // until
-	wg       sync.WaitGroup
+	mu        sync.Mutex
+	ctx       context.Context // of Run, nil before
+	ended     bool
+	torrents  map[[20]byte]*Torrent
+	banned    map[netip.Addr]time.Time // until
+	greeting  map[netip.Addr]int       // connections that have not said what they want
+	greetings int                      // of all addresses
+	wg        sync.WaitGroup
 }
 
 // Options say how a torrent is served.
@@ -73,7 +76,7 @@ type Options struct {
 // NewPeer is a peer that others reach at ln. Where ln has an address of its
 // own, connections are made from that address, too.
 func NewPeer(ln net.Listener, log *slog.Logger) *Peer {
-	p := &Peer{ln: ln, log: log, turns: make(chan struct{}, maxTurns), torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}}
+	p := &Peer{ln: ln, log: log, turns: make(chan struct{}, maxTurns), torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}, greeting: map[netip.Addr]int{}}
 	dialer := net.Dialer{}
 	dialer.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
 	if addr, ok := ln.Addr().(*net.TCPAddr); ok {
@@ -120,7 +123,6 @@ func (p *Peer) Run(ctx context.Context) error {
 }
 
 func (p *Peer) accept(ctx context.Context) error {
-	slots := make(chan struct{}, maxHandshakes)
 	for {
 		nc, err := p.ln.Accept()
 		switch {
@@ -136,15 +138,14 @@ func (p *Peer) accept(ctx context.Context) error {
 			sleep(ctx, time.Second)
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		addr := remote(nc).Addr()
+		if !p.admit(addr) {
 			nc.Close()
 			continue
 		}
 		p.goRun(func() {
 			c, err := p.greet(ctx, nc)
-			<-slots
+			p.greeted(addr)
 			if err != nil {
 				nc.Close()
 				p.log.Debug("swarm: refused", "client", nc.RemoteAddr(), "err", err)
@@ -152,6 +153,28 @@ func (p *Peer) accept(ctx context.Context) error {
 			}
 			c.t.serve(ctx, c)
 		})
+	}
+}
+
+// admit says whether one more connection of an address may take its time to say
+// what it wants. No address has all places: silence costs nothing.
+func (p *Peer) admit(addr netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.greetings >= maxHandshakes || p.greeting[addr] >= maxOfAddress {
+		return false
+	}
+	p.greetings++
+	p.greeting[addr]++
+	return true
+}
+
+func (p *Peer) greeted(addr netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.greetings--
+	if p.greeting[addr]--; p.greeting[addr] == 0 {
+		delete(p.greeting, addr)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -446,6 +447,11 @@ func TestGarbage(t *testing.T) {
 		"a block nobody wanted": good + "\x00\x00\x00\x0a\x07\x00\x00\x00\x00\x00\x00\x00\x00x",
 		"unasked reject":        good + "\x00\x00\x00\x0d\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x40\x00",
 		"extended garbage":      good + "\x00\x00\x00\x08\x14\x00lllllll",
+		"a deep bomb":           good + extended(strings.Repeat("l", 8<<10)+strings.Repeat("e", 8<<10-2)),
+		"a deep bomb in a key":  good + extended("d1:m"+strings.Repeat("d1:a", 3<<10)),
+		"a string of gigabytes": good + extended("d1:v9999999999:x"),
+		"an endless number":     good + extended("d1:pi"+strings.Repeat("9", 8<<10)+"ee"),
+		"an endless length":     good + extended("d"+strings.Repeat("9", 8<<10)),
 	} {
 		for _, addr := range []string{at, nodeAt} {
 			nc, err := net.Dial("tcp", addr)
@@ -463,6 +469,11 @@ func TestGarbage(t *testing.T) {
 	close(g.open)
 	wg.Wait()
 	same(t, store, content)
+}
+
+// extended is a handshake of BEP 10.
+func extended(payload string) string {
+	return string(binary.BigEndian.AppendUint32(nil, uint32(2+len(payload)))) + "\x14\x00" + payload
 }
 
 func isTimeout(err error) bool {
@@ -492,4 +503,48 @@ func TestRequestFlood(t *testing.T) {
 			return
 		}
 	}
+}
+
+// A crowd at the door costs nobody but itself: neither those who say nothing nor
+// those who say who they are, and then nothing, keep a node from what it wants.
+func TestCrowd(t *testing.T) {
+	t.Parallel()
+	content, info := transporttest.Layer(t, 9, 64*64<<10)
+	r, _ := meet(t, address())
+	server, at, _ := start(t, address())
+	served := server.Add(seed(info, transporttest.NewMemory(content)), swarm.Options{Seeder: true, Trackers: []string{r.url}})
+	node, nodeAt, _ := start(t, address())
+	store := transporttest.NewMemory(nil)
+	pieces := transport.NewPieces(info, store)
+
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(strings.TrimSuffix(address(), ":0"))}}
+	come := func(to, said string) {
+		nc, err := dialer.Dial("tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		io.WriteString(nc, said)
+		if said != "" { // they come one by one, or most are turned away
+			nc.SetReadDeadline(time.Now().Add(20 * time.Second))
+			io.ReadFull(nc, make([]byte, 68))
+		}
+	}
+	for i := range 1200 {
+		id := fmt.Sprintf("-XX0000-nothing%05d", i)
+		come(at, "\x13BitTorrent protocol\x00\x00\x00\x00\x00\x10\x00\x04"+string(info.InfoHash[:])+id+extended("de"))
+	}
+	if n := served.Peers(); n < 900 {
+		t.Errorf("only %d connections are held", n)
+	}
+	for range 300 {
+		come(at, "")
+		come(nodeAt, "")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	if err := swarm.Source(node, swarm.Options{Trackers: []string{r.url}}).Fetch(ctx, pieces); err != nil {
+		t.Fatalf("Fetch: %v, %d of %d pieces missing", err, pieces.Missing(), len(info.Hashes))
+	}
+	same(t, store, content)
 }

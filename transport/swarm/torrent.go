@@ -433,12 +433,31 @@ func (t *Torrent) attach(c *conn) bool {
 		other.close()
 		t.detachLocked(other)
 	}
-	if len(t.conns) >= t.max && c.origin != transport.FromServer {
+	if len(t.conns) >= t.max && c.origin != transport.FromServer && !t.room(c) {
 		return false
 	}
 	t.conns[c] = true
 	c.introduce()
 	t.refresh()
+	return true
+}
+
+// room makes room for a newcomer where all places are taken: the address that has
+// most of them gives one up to an address that then still has fewer.
+func (t *Torrent) room(c *conn) bool {
+	of := map[netip.Addr]int{}
+	var most *conn
+	for other := range t.conns {
+		of[other.host]++
+		if most == nil || of[other.host] > of[most.host] {
+			most = other
+		}
+	}
+	if most == nil || of[most.host] <= of[c.host]+1 {
+		return false
+	}
+	most.close()
+	t.detachLocked(most)
 	return true
 }
 
