@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"rookery/transport"
@@ -48,6 +50,9 @@ func misbehave(kind string, args []string) error {
 		return lie(info, kind == "false-server")
 	case "mute", "promising":
 		return accept(info, kind == "promising")
+	}
+	if kind == "crowd" && len(args) == 2 {
+		crowd(info, args[1])
 	}
 	return fmt.Errorf("%s=%s: there is none", badPeer, kind)
 }
@@ -113,4 +118,35 @@ func announce(info transport.Info) {
 		}
 		time.Sleep(time.Second)
 	}
+}
+
+// crowd is 10,000 connections to an address, of which each other one greets, and
+// none says more. What is closed is opened again ten seconds later.
+func crowd(info transport.Info, addr string) {
+	fmt.Println("ready")
+	const many = 10_000
+	var tried atomic.Int64
+	dialing := make(chan struct{}, 100)
+	var all sync.WaitGroup
+	for i := range many {
+		all.Go(func() {
+			for {
+				dialing <- struct{}{}
+				nc, err := net.DialTimeout("tcp", addr, 10*time.Second)
+				<-dialing
+				if err == nil {
+					if i%2 == 0 {
+						io.WriteString(nc, hello(info)+"\x00\x00\x00\x04\x14\x00de") // and a handshake of BEP 10
+					}
+					if tried.Add(1) == many {
+						fmt.Println("all have been there")
+					}
+					io.Copy(io.Discard, nc)
+					nc.Close()
+				}
+				time.Sleep(10 * time.Second)
+			}
+		})
+	}
+	all.Wait()
 }

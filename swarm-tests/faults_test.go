@@ -184,6 +184,19 @@ func TestDiskFull(t *testing.T) {
 	s.within(ideal * 3 / 2)
 }
 
+// What strangers open costs them, and not those who have something to say.
+func TestCrowdsThatSayNothing(t *testing.T) {
+	s := begin(t, 2*time.Minute)
+	s.serve()
+	crowd := s.bad("crowd", "10.7.0.51", serverAddress+peerPort)
+	s.expect(crowd, "all have been there")
+	s.bad("crowd", "10.7.0.52", s.nodes[0].host.Address.String()+peerPort)
+	s.install(s.nodes)
+	s.done(s.nodes)
+	s.never(s.nodes, `joins`)
+	s.within(2 * ideal)
+}
+
 // fill leaves no room in dir.
 func (s *story) fill(dir string) {
 	s.t.Helper()

@@ -164,7 +164,7 @@ func (s *story) member(name, addr string, args ...string) *member {
 	host, err := network.Host(name, "", netip.MustParseAddr(addr))
 	s.must(err)
 	s.must(host.Link(mbit, mtu))
-	m := &member{Program: host.Program(name, s.path(name+".log"), args...), host: host}
+	m := &member{Program: host.Program(name, s.path(name+"-"+addr+".log"), args...), host: host}
 	s.t.Cleanup(m.PowerOff)
 	return m
 }
