@@ -1,8 +1,10 @@
 package swarmtests
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
@@ -94,7 +96,28 @@ func accept(info transport.Info, promising bool) error {
 		if promising {
 			io.WriteString(nc, hello(info)+"\x00\x00\x00\x01\x0e\x00\x00\x00\x01\x01") // HaveAll, Unchoke
 		}
-		go io.Copy(io.Discard, nc)
+		go hear(nc)
+	}
+}
+
+// hear says what it was told.
+func hear(nc net.Conn) {
+	r := bufio.NewReader(nc)
+	if _, err := r.Discard(len(hello(transport.Info{}))); err != nil {
+		return
+	}
+	fmt.Println("greeted")
+	for {
+		head, err := r.Peek(5)
+		if err != nil {
+			return
+		}
+		if head[4] == 6 {
+			fmt.Println("asked for a piece")
+		}
+		if _, err := r.Discard(4 + int(binary.BigEndian.Uint32(head))); err != nil {
+			return
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ func TestServerKilledAndBack(t *testing.T) {
 	back := time.Since(s.start)
 	s.done(s.nodes)
 	s.within(back + ideal)
+	s.ended()
 }
 
 func TestServerKilledAfterOneCopy(t *testing.T) {
@@ -105,10 +106,12 @@ func TestPeersThatSendBadPieces(t *testing.T) {
 func TestPeersThatNeverAnswer(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	s.serve()
-	for kind, addr := range map[string]string{"mute": "10.7.0.51", "promising": "10.7.0.52"} {
-		s.expect(s.bad(kind, addr), "announced")
-	}
+	mute, promising := s.bad("mute", "10.7.0.51"), s.bad("promising", "10.7.0.52")
+	s.expect(mute, "announced")
+	s.expect(promising, "announced")
 	s.install(s.nodes)
+	s.expect(mute, "greeted")
+	s.expect(promising, "asked for a piece")
 	s.done(s.nodes)
 	s.within(ideal + 15*time.Second)
 }
@@ -135,6 +138,7 @@ func TestPartitionThatHeals(t *testing.T) {
 	healed := time.Since(s.start)
 	s.done(s.nodes)
 	s.within(healed + ideal + 15*time.Second)
+	s.ended()
 }
 
 func TestPeerThatJoinsLate(t *testing.T) {
@@ -153,6 +157,7 @@ func TestPeerThatJoinsLate(t *testing.T) {
 	if took := time.Since(joined); took > ideal*3/2 {
 		t.Errorf("took %s, want at most %s", took, ideal*3/2)
 	}
+	s.ended()
 }
 
 func TestServerStopped(t *testing.T) {
@@ -166,6 +171,7 @@ func TestServerStopped(t *testing.T) {
 	back := time.Since(s.start)
 	s.done(s.nodes)
 	s.within(back + ideal + 10*time.Second)
+	s.ended()
 }
 
 func TestDiskFull(t *testing.T) {

@@ -296,6 +296,15 @@ func (s *story) done(which []*member) (all []got) {
 	return all
 }
 
+// ended waits until nodes serve nobody any more and are at the end of their story.
+func (s *story) ended() {
+	s.t.Helper()
+	for _, n := range s.nodes {
+		s.expect(n, `rookery: end: finished`)
+	}
+	s.note("the nodes have ended")
+}
+
 // within checks that all that was waited for came in time.
 func (s *story) within(limit time.Duration) {
 	s.t.Helper()
