@@ -1,12 +1,17 @@
 package swarm
 
 import (
+	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
@@ -81,6 +86,51 @@ func FuzzConn(f *testing.F) {
 			t.Fatalf("%d pieces still open", torrent.open)
 		}
 	})
+}
+
+// Who says things without end, a byte a second, is heard for a bounded time.
+func TestEndlessTalkers(t *testing.T) {
+	_, info := transporttest.Layer(t, 1, 64<<10)
+	greet := greeting{extensions, info.InfoHash, newID(false)}
+	for name, tt := range map[string]struct {
+		said  string
+		limit time.Duration
+		hear  func(ctx context.Context, t *Torrent, nc net.Conn) error
+	}{
+		"greeting": {string(greet.encode()), shake, func(ctx context.Context, t *Torrent, nc net.Conn) error {
+			_, err := t.peer.greet(ctx, nc)
+			return err
+		}},
+		"message": {"\x00\x00\x30\x00\x14\x00" + strings.Repeat("d", 0x3000-2), silence, func(ctx context.Context, t *Torrent, nc net.Conn) error {
+			return newConn(t, nc, greet, netip.AddrPort{}).read(ctx)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				here, there := net.Pipe()
+				ln, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer ln.Close()
+				torrent := NewPeer(ln, slog.New(slog.DiscardHandler)).Add(transport.NewPieces(info, transporttest.NewMemory(nil)), Options{})
+				go func() {
+					for _, b := range []byte(tt.said) {
+						if _, err := there.Write([]byte{b}); err != nil {
+							return
+						}
+						time.Sleep(time.Second)
+					}
+				}()
+				start := time.Now()
+				err = tt.hear(t.Context(), torrent, here)
+				here.Close()
+				if took := time.Since(start); !errors.Is(err, os.ErrDeadlineExceeded) || took > tt.limit {
+					t.Errorf("heard for %s: %v, want at most %s", took, err, tt.limit)
+				}
+			})
+		})
+	}
 }
 
 func TestWhomToConnectTo(t *testing.T) {
