@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,18 +115,21 @@ func TestEndlessTalkers(t *testing.T) {
 				}
 				defer ln.Close()
 				torrent := NewPeer(ln, slog.New(slog.DiscardHandler)).Add(transport.NewPieces(info, transporttest.NewMemory(nil)), Options{})
-				go func() {
+				var talking sync.WaitGroup
+				talking.Go(func() {
 					for _, b := range []byte(tt.said) {
 						if _, err := there.Write([]byte{b}); err != nil {
 							return
 						}
 						time.Sleep(time.Second)
 					}
-				}()
+				})
 				start := time.Now()
 				err = tt.hear(t.Context(), torrent, here)
+				took := time.Since(start)
 				here.Close()
-				if took := time.Since(start); !errors.Is(err, os.ErrDeadlineExceeded) || took > tt.limit {
+				talking.Wait()
+				if !errors.Is(err, os.ErrDeadlineExceeded) || took > tt.limit {
 					t.Errorf("heard for %s: %v, want at most %s", took, err, tt.limit)
 				}
 			})

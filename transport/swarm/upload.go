@@ -74,7 +74,7 @@ func (c *conn) ask(r pp.RequestSpec) error {
 func (t *Torrent) deny(c *conn, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.room(now) > 0 {
+	if t.capacity(now) > 0 {
 		return false
 	}
 	if !slices.Contains(t.denied, c) {
@@ -87,14 +87,14 @@ func (t *Torrent) deny(c *conn, now time.Time) bool {
 func (t *Torrent) invite(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for room := t.room(now); room > 0 && len(t.denied) > 0; room -= t.info.PieceLength {
+	for room := t.capacity(now); room > 0 && len(t.denied) > 0; room -= t.info.PieceLength {
 		t.denied[0].send(pp.Message{Type: pp.Unchoke})
 		t.denied = t.denied[1:]
 	}
 }
 
-// room is how many bytes more we take on.
-func (t *Torrent) room(now time.Time) int64 {
+// capacity is how many bytes more we take on.
+func (t *Torrent) capacity(now time.Time) int64 {
 	room := int64(t.ahead(minQueue, queueAhead, t.up)) * t.info.PieceLength
 	for c := range t.conns {
 		c.mu.Lock()
