@@ -149,7 +149,7 @@ type conn struct {
 	stalled    int // times, one after the other
 	heard      time.Time
 	paused     time.Time // nothing is asked for until then
-	dry        bool      // it has nothing to ask for, until that changes
+	dry        bool      // there was nothing to ask it for, a moment ago
 	client               // of a server's
 
 	denied int // piece that it asked for in vain, of the reader alone

@@ -308,6 +308,9 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 			t.up = lately(t.up, uploaded-sent, often)
 			received, sent = done, uploaded
 			t.stalls(now)
+			for c := range t.conns {
+				c.dry = false // another source may have given pieces up
+			}
 			t.fill(now)
 			t.greetLate(now)
 			t.handOut(now)
