@@ -143,7 +143,7 @@ type conn struct {
 	uploads    bool // only: it has what it wants (BEP 21)
 	choked     bool
 	interested bool
-	storing    bool
+	held       bool // we do not read: a piece is being stored, or a limit waited for
 	open       []*download
 	late       int // blocks no longer wanted that may still come
 	stalled    int // times, one after the other
@@ -482,7 +482,7 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 		d.blocks[b] = got
 		if d.missing--; d.missing == 0 {
 			c.open = slices.DeleteFunc(c.open, func(other *download) bool { return other == d })
-			c.storing = true
+			c.held = true
 			t.usual = (7*t.usual + now.Sub(d.since)) / 8
 		}
 		t.fill(now)
@@ -496,7 +496,7 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 	// While this hashes and writes, the requests made above are on their way.
 	err = t.pieces.Put(d.piece, d.buf, c.origin)
 	t.mu.Lock()
-	c.storing, c.heard = false, time.Now()
+	c.held, c.heard = false, time.Now()
 	t.drop(d)
 	t.mu.Unlock()
 	switch {
@@ -514,7 +514,15 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 
 // fetch reads all of a block, and takes note of every part.
 func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
-	if err := c.t.peer.download.Wait(ctx, len(b)); err != nil {
+	t := c.t
+	t.mu.Lock()
+	c.held = true // it is not the peer's fault
+	t.mu.Unlock()
+	err := t.peer.download.Wait(ctx, len(b))
+	t.mu.Lock()
+	c.held, c.heard = false, time.Now()
+	t.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	defer c.wakeAt(1)
@@ -523,10 +531,10 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 		n, err := r.Read(b)
 		b = b[n:]
 		if n > 0 {
-			c.t.pieces.Received(n)
-			c.t.mu.Lock()
+			t.pieces.Received(n)
+			t.mu.Lock()
 			c.stalled, c.heard = 0, time.Now()
-			c.t.mu.Unlock()
+			t.mu.Unlock()
 		}
 		if err != nil && len(b) > 0 {
 			return err

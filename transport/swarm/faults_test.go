@@ -50,3 +50,26 @@ func TestNodesWithTheWholeLayerAreAskedAgain(t *testing.T) {
 		})
 	}
 }
+
+// A limit on what a node receives is no stall of those who send.
+func TestALowLimit(t *testing.T) {
+	for _, part := range []float64{0.5, 0.2} { // of the rate
+		synctest.Test(t, func(t *testing.T) {
+			s, end := newSite(t, 64)
+			defer end()
+			s.server()
+			var nodes []member
+			for range 8 {
+				nodes = append(nodes, s.node(s.rate))
+			}
+			s.done(t, nodes...)
+			start, limit := time.Now(), transport.NewLimiter(int64(part*s.rate))
+			s.done(t, s.joinLimited(transport.NewPieces(s.info, transporttest.NewMemory(nil)), Options{}, s.rate, limit))
+			took := time.Since(start).Seconds() / 30 * part
+			t.Logf("%.1f of the rate: %.3f of the time that the limit needs", part, took)
+			if took > 1.2 {
+				t.Errorf("%.1f of the rate: %.3f of the time that the limit needs", part, took)
+			}
+		})
+	}
+}

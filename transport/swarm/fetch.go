@@ -272,7 +272,7 @@ func (t *Torrent) release(n int) {
 // stalls takes the pieces back from connections that bring nothing.
 func (t *Torrent) stalls(now time.Time) {
 	for c := range t.conns {
-		if len(c.open) == 0 || c.storing || now.Sub(c.heard) <= stallAfter {
+		if len(c.open) == 0 || c.held || now.Sub(c.heard) <= stallAfter {
 			continue
 		}
 		t.abandon(c)

@@ -55,10 +55,16 @@ type member struct {
 }
 
 func (s *site) join(pieces *transport.Pieces, o Options, rate float64) member {
+	return s.joinLimited(pieces, o, rate, nil)
+}
+
+// joinLimited is join with a limit on what is received.
+func (s *site) joinLimited(pieces *transport.Pieces, o Options, rate float64, download *transport.Limiter) member {
 	ctx, off := context.WithCancel(s.ctx)
 	h := s.lan.host(s.ctx, len(s.known)+1, rate)
 	p := NewPeer(h, slog.New(slog.DiscardHandler))
 	p.dial = h.dial
+	p.Limit(nil, download)
 	s.ran.Go(func() { p.Run(ctx) })
 	torrent := p.Add(pieces, o)
 	if !o.Seeder { // the server first, then the others by lot
