@@ -1,9 +1,13 @@
 package swarm
 
 import (
+	"fmt"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"rookery/transport"
 	"rookery/transport/transporttest"
@@ -72,4 +76,61 @@ func TestALowLimit(t *testing.T) {
 			}
 		})
 	}
+}
+
+// stranger is a connection of a client that says some messages and reads nothing.
+func (s *site) stranger(t *testing.T, to member, id string, say ...pp.Message) net.Conn {
+	t.Helper()
+	h := s.lan.host(s.ctx, 1000+len(s.lan.hosts), s.rate)
+	nc, err := h.dial(s.ctx, "tcp", to.host.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := greeting{extensions, s.info.InfoHash, [20]byte([]byte(id))}.encode()
+	for _, m := range say {
+		said = append(said, m.MustMarshalBinary()...)
+	}
+	s.ran.Go(func() { <-s.ctx.Done(); nc.Close() })
+	s.ran.Go(func() { nc.Write(said) })
+	return nc
+}
+
+// Whoever calls itself a server is no exception to all bounds.
+func TestConnectionsAreBounded(t *testing.T) {
+	for _, prefix := range []string{serverPrefix, nodePrefix} {
+		synctest.Test(t, func(t *testing.T) {
+			s, end := newSite(t, 64)
+			defer end()
+			s.server()
+			node := s.node(s.rate)
+			for i := range 100 {
+				s.stranger(t, node, fmt.Sprintf("%s%014d", prefix, i))
+			}
+			time.Sleep(time.Second)
+			if n := node.torrent.Peers(); n < maxNode || n > maxNode+maxServers {
+				t.Errorf("%s: %d connections, want %d to %d", prefix, n, maxNode, maxNode+maxServers)
+			}
+		})
+	}
+}
+
+// Peers that ask and do not read keep nobody waiting for long.
+func TestWhoDoesNotReadHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 256)
+		defer end()
+		server := s.server()
+		var ask []pp.Message
+		for n := range 16 {
+			ask = append(ask, pp.Message{Type: pp.Request, Index: pp.Integer(n), Length: ownBlock})
+		}
+		for i := range 2 * maxTurns {
+			s.stranger(t, server, fmt.Sprintf("-XX0000-%012d", i), ask...)
+		}
+		times := s.done(t, s.node(s.rate))
+		t.Logf("last %.3f", times[0])
+		if times[0] > 1.5 {
+			t.Errorf("last %.3f", times[0])
+		}
+	})
 }

@@ -33,6 +33,7 @@ const (
 	maxOfAddress  = 16   // of these
 	maxNode       = 20   // connections of a torrent on a node, besides those to servers
 	wanted        = 16   // of these that a node looks for
+	maxServers    = 8    // that have room besides the others
 	maxServed     = 1000 // connections of a torrent that is seeded by a server
 	shake         = 30 * time.Second
 	dialFor       = 15 * time.Second

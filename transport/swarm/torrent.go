@@ -436,7 +436,11 @@ func (t *Torrent) attach(c *conn) bool {
 		other.close()
 		t.detachLocked(other)
 	}
-	if len(t.conns) >= t.max && c.origin != transport.FromServer && !t.room(c) {
+	most := t.max
+	if c.origin == transport.FromServer { // as it says
+		most += maxServers
+	}
+	if len(t.conns) >= most && !t.room(c) {
 		return false
 	}
 	t.conns[c] = true
