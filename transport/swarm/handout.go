@@ -20,6 +20,7 @@ const (
 	offerAhead  = 600 * time.Millisecond // what leaves in that time, when that is more
 	maxOffering = 16 << 20               // bytes on offer at a time
 	offerFor    = time.Second            // an offer is not late before that
+	offerIdle   = 2 * time.Second        // without a block that leaves: all that are as old are late
 	greetFor    = time.Second            // for a peer to say what it has a use for
 	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
 )
@@ -30,6 +31,7 @@ type handout struct {
 	offers  []offer
 	offered []int32       // how many of offers a piece is in that are not late
 	usually time.Duration // from an offer to the piece being there
+	sent    time.Time     // when a block left
 	turn    int
 }
 
@@ -69,7 +71,11 @@ func (t *Torrent) handOut(now time.Time) {
 	waiting, strange := 0, map[netip.Addr]int{}
 	for i := range t.offers {
 		o := &t.offers[i]
-		if !o.late && now.Sub(o.at) > max(offerFor, 4*t.usually) {
+		patience := max(offerFor, 4*t.usually)
+		if now.Sub(t.sent) > offerIdle { // for those who do not come
+			patience = offerFor
+		}
+		if !o.late && now.Sub(o.at) > patience {
 			o.late = true
 			t.offered[o.piece]--
 			t.refresh()

@@ -306,6 +306,9 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 			t.mu.Lock()
 			t.down = lately(t.down, done-received, often)
 			t.up = lately(t.up, uploaded-sent, often)
+			if uploaded > sent {
+				t.sent = now
+			}
 			received, sent = done, uploaded
 			t.stalls(now)
 			for c := range t.conns {
