@@ -50,7 +50,7 @@ type client struct {
 	met    bool   // it has said so, or has nothing to say
 	took   bool   // something that it was offered
 	since  time.Time
-	fresh  bool // there may be something to tell
+	all    bool // it was told of all that it has a use for
 	offers int  // on offer to it
 	turn   int  // when it was last offered something
 }
@@ -78,7 +78,6 @@ func (t *Torrent) handOut(now time.Time) {
 		if !o.late && now.Sub(o.at) > patience {
 			o.late = true
 			t.offered[o.piece]--
-			t.refresh()
 		}
 		waiting += btoi(!o.late)
 		strange[o.to.host] += btoi(!o.late && !o.to.took)
@@ -93,7 +92,7 @@ func (t *Torrent) handOut(now time.Time) {
 			return (c.use == nil || c.use[n]) && !c.has.get(n) && !c.told.get(n)
 		})
 		if n < 0 {
-			c.fresh = false
+			c.all = true
 			continue
 		}
 		t.offers = append(t.offers, offer{to: c, piece: n, at: now})
@@ -113,7 +112,7 @@ func (t *Torrent) handOut(now time.Time) {
 // has yet to show that it takes anything gets little, however often it comes.
 func (t *Torrent) next(limit int, strange map[netip.Addr]int) (best *conn) {
 	for c := range t.conns {
-		if !c.fresh || !c.met || c.offers >= limit || !c.took && strange[c.host] >= maxStrange {
+		if c.all || !c.met || c.offers >= limit || !c.took && strange[c.host] >= maxStrange {
 			continue
 		}
 		if best == nil || c.offers < best.offers || c.offers == best.offers && c.turn < best.turn {
@@ -136,14 +135,6 @@ func rarest(copies, offered []int32, first []bool, may func(n int) bool) int {
 	return best
 }
 
-// refresh lets handOut look at everybody again.
-func (t *Torrent) refresh() {
-	for c := range t.conns {
-		c.fresh = true
-		c.met = c.met || !c.ltep
-	}
-}
-
 // greetLate no longer waits for what peers may have to say.
 func (t *Torrent) greetLate(now time.Time) {
 	if !t.seeder {
@@ -157,7 +148,7 @@ func (t *Torrent) greetLate(now time.Time) {
 // uses notes what a peer has a use for: a bitfield, or nothing for everything.
 func (c *conn) uses(field string) error {
 	count := len(c.t.copies)
-	c.met, c.fresh, c.use = true, true, nil
+	c.met, c.all, c.use = true, false, nil
 	if field == "" {
 		return nil
 	}
@@ -187,7 +178,6 @@ func (t *Torrent) taken(c *conn, n int) {
 // given out again.
 func (t *Torrent) forget(c *conn) {
 	t.withdraw(func(o offer) bool { return o.to == c })
-	t.refresh()
 }
 
 func (t *Torrent) withdraw(which func(offer) bool) {

@@ -448,7 +448,7 @@ func (t *Torrent) attach(c *conn) bool {
 	}
 	t.conns[c] = true
 	c.introduce()
-	t.refresh()
+	c.met = !c.ltep
 	return true
 }
 

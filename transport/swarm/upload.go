@@ -87,6 +87,9 @@ func (t *Torrent) deny(c *conn, now time.Time) bool {
 func (t *Torrent) invite(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if len(t.denied) == 0 {
+		return
+	}
 	for room := t.capacity(now); room > 0 && len(t.denied) > 0; room -= t.info.PieceLength {
 		t.denied[0].send(pp.Message{Type: pp.Unchoke})
 		t.denied = t.denied[1:]
