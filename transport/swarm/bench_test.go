@@ -7,8 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"rookery/transport"
 	"rookery/transport/transporttest"
@@ -64,6 +67,39 @@ func BenchmarkLoopback(b *testing.B) {
 				_, _, _, sent := seed.Transfer()
 				b.ReportMetric(float64(sent)/size, "copies/op")
 				b.StartTimer()
+			}
+		})
+	}
+}
+
+// BenchmarkHave is what a message costs a server of a thousand peers: each says
+// of each piece that it has it.
+func BenchmarkHave(b *testing.B) {
+	const pieces, peers = 4000, maxServed
+	_, info := transporttest.Layer(b, 1, 64<<10)
+	info.Length, info.Hashes = pieces*info.PieceLength, slices.Repeat(info.Hashes, pieces)
+	for _, rate := range []int64{1 << 20, 125 << 20} {
+		b.Run(fmt.Sprint(rate>>20), func(b *testing.B) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer ln.Close()
+			t := NewPeer(ln, slog.New(slog.DiscardHandler)).Add(transporttest.Seed(info, nil), Options{Seeder: true})
+			t.up = rate
+			var all []*conn
+			for n := range peers {
+				nc, _ := net.Pipe()
+				c := newConn(t, nc, greeting{id: [20]byte([]byte(fmt.Sprintf("%s%014d", nodePrefix, n)))}, lanAddr(n))
+				t.attach(c)
+				all = append(all, c)
+			}
+			for i := 0; b.Loop(); i++ {
+				c := all[i%peers]
+				if err := c.handle(&pp.Message{Type: pp.Have, Index: pp.Integer(i / peers % pieces)}); err != nil {
+					b.Fatal(err)
+				}
+				c.out = c.out[:0] // nobody writes it
 			}
 		})
 	}

@@ -85,7 +85,7 @@ func (c *conn) find(piece, begin, size int64) (*download, int) {
 // fill asks for as many pieces as keep our link busy. What a server offers is
 // taken whatever else is asked: it offers no more than it can send.
 func (t *Torrent) fill(now time.Time) {
-	if t.failure != nil || t.gone {
+	if t.failure != nil || t.gone || t.done {
 		return
 	}
 	asking := 0

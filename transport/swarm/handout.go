@@ -32,6 +32,8 @@ type handout struct {
 	offered []int32       // how many of offers a piece is in that are not late
 	usually time.Duration // from an offer to the piece being there
 	sent    time.Time     // when a block left
+	waiting int           // offers that are not late
+	idle    bool          // nobody is to be offered anything, as far as we know
 	turn    int
 }
 
@@ -63,29 +65,40 @@ func newClient(pieces int) client {
 	return client{told: newBitset(pieces), since: time.Now()}
 }
 
-// handOut offers pieces as long as the uplink has too little to do.
-func (t *Torrent) handOut(now time.Time) {
-	if !t.seeder || t.gone {
-		return
+// expire no longer waits for offers that are late.
+func (t *Torrent) expire(now time.Time) {
+	patience := max(offerFor, 4*t.usually)
+	if now.Sub(t.sent) > offerIdle { // for those who do not come
+		patience = offerFor
 	}
-	waiting, strange := 0, map[netip.Addr]int{}
 	for i := range t.offers {
-		o := &t.offers[i]
-		patience := max(offerFor, 4*t.usually)
-		if now.Sub(t.sent) > offerIdle { // for those who do not come
-			patience = offerFor
-		}
-		if !o.late && now.Sub(o.at) > patience {
+		if o := &t.offers[i]; !o.late && now.Sub(o.at) > patience {
 			o.late = true
 			t.offered[o.piece]--
+			t.waiting--
 		}
-		waiting += btoi(!o.late)
-		strange[o.to.host] += btoi(!o.late && !o.to.took)
+	}
+}
+
+// handOut offers pieces as long as the uplink has too little to do. It is called
+// for every message.
+func (t *Torrent) handOut(now time.Time) {
+	if !t.seeder || t.gone || t.idle {
+		return
 	}
 	most := max(1, int(maxOffering/t.info.PieceLength))
-	for limit := min(t.ahead(minOffers, offerAhead, t.up), max(most, minOffers)); waiting < limit; {
+	limit := min(t.ahead(minOffers, offerAhead, t.up), max(most, minOffers))
+	if t.waiting >= limit {
+		return
+	}
+	strange := map[netip.Addr]int{}
+	for _, o := range t.offers {
+		strange[o.to.host] += btoi(!o.late && !o.to.took)
+	}
+	for t.waiting < limit {
 		c := t.next(limit, strange)
 		if c == nil {
+			t.idle = true
 			return
 		}
 		n := rarest(t.copies, t.offered, t.first, func(n int) bool {
@@ -102,7 +115,7 @@ func (t *Torrent) handOut(now time.Time) {
 		t.turn++
 		c.turn = t.turn
 		c.send(pp.Message{Type: pp.Have, Index: pp.Integer(n)})
-		waiting++
+		t.waiting++
 		strange[c.host] += btoi(!c.took)
 	}
 }
@@ -140,6 +153,7 @@ func (t *Torrent) greetLate(now time.Time) {
 	if !t.seeder {
 		return
 	}
+	t.idle = false
 	for c := range t.conns {
 		c.met = c.met || now.Sub(c.since) > greetFor
 	}
@@ -149,6 +163,7 @@ func (t *Torrent) greetLate(now time.Time) {
 func (c *conn) uses(field string) error {
 	count := len(c.t.copies)
 	c.met, c.all, c.use = true, false, nil
+	c.t.idle = false
 	if field == "" {
 		return nil
 	}
@@ -164,6 +179,9 @@ func (c *conn) uses(field string) error {
 
 // taken ends the offer of a piece that a peer has now.
 func (t *Torrent) taken(c *conn, n int) {
+	if !t.seeder || !c.told.get(n) {
+		return
+	}
 	t.withdraw(func(o offer) bool {
 		mine := o.to == c && o.piece == n
 		if mine {
@@ -186,6 +204,8 @@ func (t *Torrent) withdraw(which func(offer) bool) {
 			return false
 		}
 		t.offered[o.piece] -= int32(btoi(!o.late))
+		t.waiting -= btoi(!o.late)
+		t.idle = false
 		o.to.offers--
 		return true
 	})

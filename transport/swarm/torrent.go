@@ -316,6 +316,7 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 			}
 			t.fill(now)
 			t.greetLate(now)
+			t.expire(now)
 			t.handOut(now)
 			t.mu.Unlock()
 		}
@@ -448,7 +449,7 @@ func (t *Torrent) attach(c *conn) bool {
 	}
 	t.conns[c] = true
 	c.introduce()
-	c.met = !c.ltep
+	c.met, t.idle = !c.ltep, false
 	return true
 }
 
