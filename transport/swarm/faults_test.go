@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"testing"
@@ -131,6 +132,49 @@ func TestWhoDoesNotReadHoldsUpNobody(t *testing.T) {
 		t.Logf("last %.3f", times[0])
 		if times[0] > 1.35 {
 			t.Errorf("last %.3f", times[0])
+		}
+	})
+}
+
+// An invitation comes after the last no to a piece: those after it would be taken
+// for a no to what is asked then.
+func TestInvitationsComeLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		defer end()
+		s.info.PieceLength, s.info.Hashes = 4*ownBlock, s.info.Hashes[:4]
+		s.server()
+		node := s.join(transporttest.Seed(s.info, s.content), Options{}, s.rate)
+		torrent := node.torrent
+		nc, _ := net.Pipe()
+		c := newConn(torrent, nc, greeting{extensions, s.info.InfoHash, [20]byte([]byte(nodePrefix + "asks1234567890"))}, lanAddr(99))
+		if !torrent.attach(c) {
+			t.Fatal("not attached")
+		}
+		defer torrent.detach(c)
+		invited := func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			unchoke := pp.Message{Type: pp.Unchoke}.MustMarshalBinary()
+			defer func() { c.out = nil }()
+			return bytes.Contains(c.out, unchoke)
+		}
+		invited() // as everybody is at first
+		busy := func(bytes int64) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.queued = bytes
+		}
+		busy(1 << 30)
+		for b := range 4 {
+			if err := c.ask(pp.RequestSpec{Begin: pp.Integer(b * ownBlock), Length: ownBlock}); err != nil {
+				t.Fatal(err)
+			}
+			busy(0)
+			torrent.invite(time.Now())
+			if got, want := invited(), b == 3; got != want {
+				t.Errorf("after no to block %d of 4: invited: %v, want %v", b, got, want)
+			}
 		}
 	})
 }

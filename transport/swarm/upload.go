@@ -49,12 +49,15 @@ func (c *conn) ask(r pp.RequestSpec) error {
 	if c.ours && c.fast && !t.seeder {
 		if r.Begin == 0 { // the rest of a piece is treated as its first block is
 			c.denied = -1
-			if t.deny(c, time.Now()) {
+			if t.busy(time.Now()) {
 				c.denied = int(r.Index)
 			}
 		}
 		if c.denied == int(r.Index) {
 			c.send(reject(r))
+			if int(r.Begin+r.Length) == t.info.PieceSize(c.denied) {
+				t.turnedAway(c)
+			}
 			return nil
 		}
 	}
@@ -69,18 +72,22 @@ func (c *conn) ask(r pp.RequestSpec) error {
 	return nil
 }
 
-// deny says whether there is enough to send already, and notes who is to hear
-// when there is not.
-func (t *Torrent) deny(c *conn, now time.Time) bool {
+// busy says whether there is enough to send already.
+func (t *Torrent) busy(now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.capacity(now) > 0 {
-		return false
-	}
-	if !slices.Contains(t.denied, c) {
+	return t.capacity(now) <= 0
+}
+
+// turnedAway notes who is to hear when there is room. It has been told no of a
+// whole piece: a no that came after the invitation would be one to what it asks then.
+func (t *Torrent) turnedAway(c *conn) {
+	t.mu.Lock()
+	if t.conns[c] && !slices.Contains(t.denied, c) {
 		t.denied = append(t.denied, c)
 	}
-	return true
+	t.mu.Unlock()
+	t.invite(time.Now()) // there may be, by now
 }
 
 // invite lets as many ask again as there is room for.
