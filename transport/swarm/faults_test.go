@@ -178,3 +178,21 @@ func TestInvitationsComeLast(t *testing.T) {
 		}
 	})
 }
+
+// Who says that it is a server, has everything and sends nothing is trusted once.
+func TestServersThatSendNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 256)
+		defer end()
+		s.server()
+		node := s.node(s.rate)
+		for i := range 6 {
+			s.stranger(t, node, fmt.Sprintf("%s%014d", serverPrefix, i), pp.Message{Type: pp.HaveAll}, pp.Message{Type: pp.Unchoke})
+		}
+		times := s.done(t, node)
+		t.Logf("last %.3f", times[0])
+		if times[0] > 1.8 {
+			t.Errorf("last %.3f", times[0])
+		}
+	})
+}

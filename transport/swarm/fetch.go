@@ -108,9 +108,10 @@ func (t *Torrent) fill(now time.Time) {
 	}
 }
 
-// can says whether there may be something to ask of a connection.
+// can says whether there may be something to ask of a connection. Who stalled is
+// trusted with one piece until it sends something.
 func (t *Torrent) can(c *conn, now time.Time) bool {
-	return !c.choked && c.useful > 0 && !c.dry && !now.Before(c.paused)
+	return !c.choked && c.useful > 0 && !c.dry && !now.Before(c.paused) && (c.stalled == 0 || len(c.open) == 0)
 }
 
 // idlest is a node that can be asked for more, one of whom we ask the least.
