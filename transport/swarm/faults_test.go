@@ -196,3 +196,25 @@ func TestServersThatSendNothing(t *testing.T) {
 		}
 	})
 }
+
+// Most of a swarm behind a wire that is cut: the others go on with the server.
+func TestMostAreCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 256)
+		defer end()
+		s.server()
+		var nodes []member
+		for range 16 {
+			nodes = append(nodes, s.node(s.rate))
+		}
+		time.Sleep(8 * time.Second)
+		for _, m := range nodes[4:] {
+			m.host.cut.Store(true)
+		}
+		times := s.done(t, nodes[:4]...)
+		t.Logf("last %.3f", times[3])
+		if times[3] > 2 { // 1.2 to 1.55: what was asked of those that are cut off is missed after 5 s
+			t.Errorf("last %.3f", times[3])
+		}
+	})
+}

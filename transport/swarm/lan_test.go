@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,6 +42,7 @@ type lanHost struct {
 	stirred chan struct{}
 	sent    int64 // bytes, with headers
 	ports   uint16
+	cut     atomic.Bool // nothing comes or goes any more, and nobody is told
 }
 
 type lanPacket struct {
@@ -99,6 +101,10 @@ func (h *lanHost) uplink(ctx context.Context) {
 		}
 		b := c.take()
 		wire.carry(len(b))
+		if h.cut.Load() {
+			<-ctx.Done()
+			return
+		}
 		select {
 		case c.peer.host.in <- lanPacket{c.peer, b}:
 		case <-ctx.Done():
@@ -122,6 +128,10 @@ func (h *lanHost) downlink(ctx context.Context) {
 		select {
 		case p := <-h.in:
 			wire.carry(len(p.b))
+			if h.cut.Load() {
+				<-ctx.Done()
+				return
+			}
 			p.to.deliver(p.b)
 		case <-ctx.Done():
 			return
