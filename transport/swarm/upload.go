@@ -23,6 +23,7 @@ const (
 	minQueue    = 4                     // pieces that a node takes on, or
 	queueAhead  = 50 * time.Millisecond // what leaves in that time, when that is more
 	stuckAfter  = time.Second           // who takes nothing for so long keeps nobody else out
+	takeFor     = 45 * time.Second      // who takes nothing for so long is gone
 
 	// Blocks that leave at a time, of all torrents: each has its turn until it has
 	// left, so that pieces are complete one after the other, and fifty
@@ -339,5 +340,7 @@ func (c *conn) tune() {
 	c.raw = raw
 	_ = raw.Control(func(fd uintptr) { // without it, we are slower
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+		// Keep-alives are for connections on which nothing is on its way.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(takeFor/time.Millisecond))
 	})
 }
