@@ -191,7 +191,7 @@ func TestServersThatSendNothing(t *testing.T) {
 		}
 		times := s.done(t, node)
 		t.Logf("last %.3f", times[0])
-		if times[0] > 1.8 {
+		if times[0] > 2.8 { // 1.45 to 2.25 by lot; 3.3 when they are trusted again and again
 			t.Errorf("last %.3f", times[0])
 		}
 	})

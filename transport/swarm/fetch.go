@@ -18,10 +18,8 @@ const (
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
 
-	minAsking = 12                     // pieces asked of nodes at a time, or
-	askAhead  = 400 * time.Millisecond // what comes in that time, when that is more, but
-	maxAsking = 16                     // no more than that, or
-	askLeast  = 100 * time.Millisecond // what comes in that time
+	minAsking = 16                     // pieces asked of nodes at a time, or
+	askAhead  = 100 * time.Millisecond // what comes in that time, when that is more
 	maxOpen   = 2                      // of these of one node
 	breather  = time.Second            // before who refused is asked again, unless it unchokes us
 
@@ -97,7 +95,7 @@ func (t *Torrent) fill(now time.Time) {
 			asking += len(c.open)
 		}
 	}
-	limit := min(t.ahead(minAsking, askAhead, t.down), t.ahead(maxAsking, askLeast, t.down))
+	limit := t.ahead(minAsking, askAhead, t.down)
 	for asking < limit {
 		c := t.idlest(now)
 		if c == nil {
