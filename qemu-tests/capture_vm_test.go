@@ -148,7 +148,7 @@ mount -o remount,rw /
 hostname golden
 modprobe -a virtio_net dm-mod dm-snapshot btrfs
 ip link set lo up; ip link set eth0 up; ip address add 10.0.2.15/24 dev eth0
-pvcreate -q /dev/vdb && vgcreate -q vg0 /dev/vdb && lvcreate -q -y -n srv -l 32 vg0 && mke2fs -q -t ext4 /dev/vg0/srv && mount -t ext4 /dev/vg0/srv /srv
+pvcreate -q /dev/vdb && vgcreate -q vg0 /dev/vdb && lvcreate -q -y -n srv -l 32 vg0 && $(which mke2fs) -q -t ext4 /dev/vg0/srv && mount -t ext4 /dev/vg0/srv /srv
 mount -t btrfs /dev/vdc /data
 for d in /srv /data; do
 	(while [ ! -e /stop ]; do echo >>$d/one; sync $d/one; echo >>$d/two; sync $d/two; usleep 5000; done; : >/run/done-${d#/}) &
