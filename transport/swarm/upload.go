@@ -28,7 +28,7 @@ const (
 	// Blocks that leave at a time, of all torrents: each has its turn until it has
 	// left, so that pieces are complete one after the other, and fifty
 	// connections do not overflow the queues on the way.
-	maxTurns  = 3
+	maxTurns  = 8
 	turnAhead = 50 * time.Millisecond // what leaves in that time needs no turn
 	unsent    = 32 << 10              // bytes of a connection that the kernel keeps unsent
 )
