@@ -203,10 +203,7 @@ func TestMostAreCutOff(t *testing.T) {
 		s, end := newSite(t, 256)
 		defer end()
 		s.server()
-		var nodes []member
-		for range 16 {
-			nodes = append(nodes, s.node(s.rate))
-		}
+		nodes := s.nodes(16)
 		time.Sleep(8 * time.Second)
 		for _, m := range nodes[4:] {
 			m.host.cut.Store(true)

@@ -84,6 +84,14 @@ func (s *site) node(rate float64) member {
 	return s.join(transport.NewPieces(s.info, transporttest.NewMemory(nil)), Options{}, rate)
 }
 
+// nodes are n that begin at once, with the site's rate.
+func (s *site) nodes(n int) (all []member) {
+	for range n {
+		all = append(all, s.node(s.rate))
+	}
+	return all
+}
+
 // done waits for members and says when each was done, over the time of one copy,
 // the first one first.
 func (s *site) done(t *testing.T, members ...member) []float64 {
@@ -152,10 +160,7 @@ func TestASlowNodeHoldsUpNobody(t *testing.T) {
 			s, end := newSite(t, 256)
 			defer end()
 			s.server()
-			nodes := []member{s.node(s.rate * slow)}
-			for range 7 {
-				nodes = append(nodes, s.node(s.rate))
-			}
+			nodes := append([]member{s.node(s.rate * slow)}, s.nodes(7)...)
 			times = s.done(t, nodes[1:]...)
 			if behind := s.done(t, nodes[0])[0]; slow < 1 && behind < 4 {
 				t.Errorf("a fifth of the rate took %.2f times as long", behind)
@@ -176,10 +181,7 @@ func TestTheSwarmAloneFinishes(t *testing.T) {
 		s, end := newSite(t, 256)
 		defer end()
 		server := s.server()
-		var nodes []member
-		for range 8 {
-			nodes = append(nodes, s.node(s.rate))
-		}
+		nodes := s.nodes(8)
 		for !s.complete(nodes) {
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -205,10 +207,7 @@ func TestLostPiecesAreGivenOutAgain(t *testing.T) {
 		s, end := newSite(t, 256)
 		defer end()
 		server := s.server()
-		var nodes []member
-		for range 8 {
-			nodes = append(nodes, s.node(s.rate))
-		}
+		nodes := s.nodes(8)
 		time.Sleep(10 * time.Second) // a third
 		for _, m := range nodes[:4] {
 			m.off()
@@ -227,10 +226,7 @@ func TestALateNode(t *testing.T) {
 		s, end := newSite(t, 256)
 		defer end()
 		server := s.server()
-		var nodes []member
-		for range 7 {
-			nodes = append(nodes, s.node(s.rate))
-		}
+		nodes := s.nodes(7)
 		time.Sleep(27 * time.Second)
 		late := s.node(s.rate)
 		s.done(t, nodes...)

@@ -1,5 +1,5 @@
-// Package utp stands in for the module of this name, which proxy.golang.org
-// refuses to give out, in a client that uses TCP only.
+// Package utp stands in for the module of this name, which cannot be had at the
+// version that is asked for, in a client that uses TCP only.
 package utp
 
 import (
