@@ -130,7 +130,7 @@ func TestWhoDoesNotReadHoldsUpNobody(t *testing.T) {
 		}
 		times := s.done(t, s.node(s.rate))
 		t.Logf("last %.3f", times[0])
-		if times[0] > 1.35 {
+		if times[0] > 2 { // 1.3 to 1.4 by lot; 5.2 when they keep their turns
 			t.Errorf("last %.3f", times[0])
 		}
 	})
