@@ -363,6 +363,9 @@ func (c *conn) handle(m *pp.Message) error {
 	t, now := c.t, time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if c.stalled > 0 {
+		c.paused = time.Time{} // it is back
+	}
 	switch m.Type {
 	case pp.Choke:
 		c.choked = true

@@ -268,17 +268,18 @@ func (t *Torrent) release(n int) {
 	t.free = t.free[:keep]
 }
 
-// stalls takes the pieces back from connections that bring nothing.
+// stalls takes the pieces back from connections that bring nothing. Each time it
+// takes longer until they are asked again, unless they say something.
 func (t *Torrent) stalls(now time.Time) {
 	for c := range t.conns {
 		if len(c.open) == 0 || c.held || now.Sub(c.heard) <= stallAfter {
 			continue
 		}
 		t.abandon(c)
-		c.paused = now.Add(stallAfter)
 		if c.stalled++; c.stalled >= maxStalls {
 			c.close()
 		}
+		c.paused = now.Add(stallAfter << c.stalled)
 	}
 }
 
