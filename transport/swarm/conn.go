@@ -149,8 +149,12 @@ type conn struct {
 	stalled    int // times, one after the other
 	heard      time.Time
 	paused     time.Time // nothing is asked for until then
+	invited    bool      // it has said that it has room, and not refused since
 	dry        bool      // there was nothing to ask it for, a moment ago
 	client               // of a server's
+	fedSince   time.Time // by us
+	leave      bool      // it has been fed for long enough: others want its place
+	waits      time.Time // in vain, for a place, since then; zero: it does not
 
 	denied int // piece that it asked for in vain, of the reader alone
 
@@ -161,6 +165,7 @@ type conn struct {
 	queued   int64     // bytes of the requests that have not left
 	taken    int64     // of these, of the one that is leaving
 	writing  time.Time // since then; zero: not
+	left     time.Time // when the last block had left
 	closed   bool
 	woken    chan struct{}
 }
@@ -371,7 +376,7 @@ func (c *conn) handle(m *pp.Message) error {
 		c.choked = true
 		t.abandon(c)
 	case pp.Unchoke:
-		c.choked, c.paused = false, time.Time{}
+		c.choked, c.paused, c.invited = false, time.Time{}, true
 	case pp.Have:
 		if int64(m.Index) >= int64(len(t.copies)) {
 			return fmt.Errorf("piece %d of %d", m.Index, len(t.copies))

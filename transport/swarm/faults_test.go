@@ -146,12 +146,22 @@ func TestInvitationsComeLast(t *testing.T) {
 		s.server()
 		node := s.join(transporttest.Seed(s.info, s.content), Options{}, s.rate)
 		torrent := node.torrent
-		nc, _ := net.Pipe()
-		c := newConn(torrent, nc, greeting{extensions, s.info.InfoHash, [20]byte([]byte(nodePrefix + "asks1234567890"))}, lanAddr(99))
-		if !torrent.attach(c) {
-			t.Fatal("not attached")
+		attach := func(n int) *conn {
+			nc, _ := net.Pipe()
+			id := fmt.Sprintf("%s%014d", nodePrefix, n)
+			c := newConn(torrent, nc, greeting{extensions, s.info.InfoHash, [20]byte([]byte(id))}, lanAddr(90+n))
+			if !torrent.attach(c) {
+				t.Fatal("not attached")
+			}
+			return c
 		}
+		c := attach(0)
 		defer torrent.detach(c)
+		var fed []*conn
+		for n := range maxFed {
+			fed = append(fed, attach(1+n))
+			defer torrent.detach(fed[n])
+		}
 		invited := func() bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -161,9 +171,11 @@ func TestInvitationsComeLast(t *testing.T) {
 		}
 		invited() // as everybody is at first
 		busy := func(bytes int64) {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.queued = bytes
+			for _, c := range fed {
+				c.mu.Lock()
+				c.queued = bytes
+				c.mu.Unlock()
+			}
 		}
 		busy(1 << 30)
 		for b := range 4 {

@@ -10,17 +10,20 @@ import (
 )
 
 // What is asked of whom. A piece comes whole from one peer, so that a bad one
-// has one culprit, and is passed on when it is complete: what counts is that
-// every uplink has something to send, and that nothing stands in a queue.
+// has one culprit, and is passed on when it is complete. A node stays with the few
+// nodes that give it something: when as many streams leave each uplink as come in
+// by each downlink, all links are full. Who asks here and there finds some that are
+// busy and leaves others idle, and a no takes as long to come as a piece.
 const (
 	stockBlock  = 16 << 10 // bytes of one request to a stock client
 	ownBlock    = 64 << 10 // to one of ours
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
 
-	minAsking = 16                     // pieces asked of nodes at a time, or
-	askAhead  = 100 * time.Millisecond // what comes in that time, when that is more
-	maxOpen   = 2                      // of these of one node
+	maxFeeds  = 4                      // nodes that are asked at a time
+	minAsking = 2                      // pieces asked of each, or
+	askAhead  = 100 * time.Millisecond // what it sends in that time, when that is more
+	quietFor  = 2 * time.Second        // without a byte: another is asked beside it
 	breather  = time.Second            // before who refused is asked again, unless it unchokes us
 
 	stallAfter = 5 * time.Second // without a byte: the piece is asked elsewhere
@@ -86,23 +89,31 @@ func (t *Torrent) fill(now time.Time) {
 	if t.failure != nil || t.gone || t.done {
 		return
 	}
-	asking := 0
+	feeds, ahead := 0, t.ahead(minAsking, askAhead, t.down/maxFeeds)
 	for c := range t.conns {
-		if c.origin == transport.FromServer {
+		switch {
+		case c.origin == transport.FromServer:
 			for t.can(c, now) && t.order(c, now) {
 			}
-		} else {
-			asking += len(c.open)
+		case len(c.open) > 0:
+			t.feed(c, ahead, now)
+			feeds += btoi(now.Sub(c.heard) < quietFor)
 		}
 	}
-	limit := t.ahead(minAsking, askAhead, t.down)
-	for asking < limit {
-		c := t.idlest(now)
+	for feeds < maxFeeds {
+		c := t.another(now)
 		if c == nil {
 			t.takeOver(now)
 			break
 		}
-		asking += btoi(t.order(c, now))
+		t.feed(c, ahead, now)
+		feeds += btoi(len(c.open) > 0)
+	}
+}
+
+// feed asks a node for as many pieces as are to be on their way.
+func (t *Torrent) feed(c *conn, ahead int, now time.Time) {
+	for len(c.open) < ahead && t.can(c, now) && t.order(c, now) {
 	}
 }
 
@@ -112,18 +123,18 @@ func (t *Torrent) can(c *conn, now time.Time) bool {
 	return !c.choked && c.useful > 0 && !c.dry && !now.Before(c.paused) && (c.stalled == 0 || len(c.open) == 0)
 }
 
-// idlest is a node that can be asked for more, one of whom we ask the least.
-// Which of these is a matter of chance: all that know who is quick go there.
-func (t *Torrent) idlest(now time.Time) (best *conn) {
+// another is a node that nothing is asked of, one that has said that it has room
+// if there is one. Which of these is a matter of chance.
+func (t *Torrent) another(now time.Time) (best *conn) {
 	var count int
 	for c := range t.conns {
-		if c.origin == transport.FromServer || len(c.open) >= maxOpen || !t.can(c, now) {
+		if c.origin == transport.FromServer || len(c.open) > 0 || !t.can(c, now) {
 			continue
 		}
 		switch {
-		case best == nil || len(c.open) < len(best.open):
+		case best == nil || c.invited && !best.invited:
 			best, count = c, 1
-		case len(c.open) == len(best.open):
+		case c.invited == best.invited:
 			if count++; t.chance.IntN(count) == 0 {
 				best = c
 			}
@@ -296,7 +307,7 @@ func (t *Torrent) refused(c *conn, m *pp.Message, now time.Time) error {
 	d.blocks[b] = forgone
 	c.forgo(d, !c.ours)
 	t.drop(d)
-	c.paused = now.Add(breather)
+	c.paused, c.invited = now.Add(breather), false
 	t.fill(now)
 	return nil
 }

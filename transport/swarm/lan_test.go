@@ -13,8 +13,10 @@ import (
 )
 
 // A lan is a switch with a machine at each port, for tests in virtual time: what
-// is said goes in packets, which wait for the sender's uplink and then for the
-// receiver's downlink. A connection keeps unsent and unread bytes as TCP does.
+// is said goes in packets, which wait in one line for the sender's uplink and in
+// one for the receiver's downlink, and so does what says that they have come. So
+// who has much to send hears and is heard late. A connection keeps unsent and
+// unread bytes as TCP does.
 type lan struct {
 	wg    sync.WaitGroup
 	mu    sync.Mutex
@@ -22,9 +24,9 @@ type lan struct {
 }
 
 const (
-	packet    = 8948      // bytes of payload: an MTU of 9000
-	overhead  = 66        // bytes of headers, Ethernet's too
-	window    = 256 << 10 // bytes of a connection that are sent and not read
+	packet    = 8948     // bytes of payload: an MTU of 9000
+	window    = 64 << 10 // bytes of a connection that are sent and not read
+	overhead  = 66       // bytes of headers, Ethernet's too
 	roundTrip = 100 * time.Microsecond
 )
 
@@ -38,7 +40,7 @@ type lanHost struct {
 	gone chan struct{} // closed by Close
 
 	mu      sync.Mutex
-	sending []*lanConn // with something to send, and room at the other end
+	queue   []lanPacket // for the uplink
 	stirred chan struct{}
 	sent    int64 // bytes, with headers
 	ports   uint16
@@ -46,8 +48,9 @@ type lanHost struct {
 }
 
 type lanPacket struct {
-	to *lanConn
-	b  []byte
+	to  *lanConn
+	b   []byte
+	ack int // bytes that were read
 }
 
 // host adds a machine that works until ctx ends.
@@ -86,12 +89,19 @@ func (l *link) carry(n int) {
 	time.Sleep(time.Until(l.free))
 }
 
-// uplink sends a packet of each connection in turn.
+// uplink sends what waits, in the order in which it came: a message of a few bytes
+// waits for the blocks before it, and so does what says that a block has come.
 func (h *lanHost) uplink(ctx context.Context) {
 	wire := link{rate: h.rate}
 	for {
-		c := h.turn()
-		if c == nil {
+		h.mu.Lock()
+		var p lanPacket
+		if len(h.queue) > 0 {
+			p, h.queue = h.queue[0], h.queue[1:]
+			h.sent += int64(len(p.b) + overhead)
+		}
+		h.mu.Unlock()
+		if p.to == nil {
 			select {
 			case <-h.stirred:
 				continue
@@ -99,27 +109,17 @@ func (h *lanHost) uplink(ctx context.Context) {
 				return
 			}
 		}
-		b := c.take()
-		wire.carry(len(b))
+		wire.carry(len(p.b))
 		if h.cut.Load() {
 			<-ctx.Done()
 			return
 		}
 		select {
-		case c.peer.host.in <- lanPacket{c.peer, b}:
+		case p.to.host.in <- p:
 		case <-ctx.Done():
 			return
 		}
 	}
-}
-
-func (h *lanHost) turn() (c *lanConn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if len(h.sending) > 0 {
-		c, h.sending = h.sending[0], h.sending[1:]
-	}
-	return c
 }
 
 func (h *lanHost) downlink(ctx context.Context) {
@@ -132,10 +132,21 @@ func (h *lanHost) downlink(ctx context.Context) {
 				<-ctx.Done()
 				return
 			}
-			p.to.deliver(p.b)
+			p.to.deliver(p)
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// queues puts a packet at the end of what waits for the uplink.
+func (h *lanHost) queues(p lanPacket) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.queue = append(h.queue, p)
+	select {
+	case h.stirred <- struct{}{}:
+	default:
 	}
 }
 
@@ -201,8 +212,8 @@ type lanConn struct {
 
 	mu      sync.Mutex
 	out     []byte // written and not sent
-	flying  int    // sent and not read by the peer
-	queued  bool   // for the uplink
+	flying  int    // sent and not acknowledged
+	read    int    // and not acknowledged
 	in      []byte
 	closed  bool          // by either end
 	changed chan struct{} // closed and replaced at every change
@@ -214,44 +225,31 @@ func (c *lanConn) stir() {
 	c.changed = make(chan struct{})
 }
 
-// enqueue waits for the uplink, with mu held, if there is something to send.
-func (c *lanConn) enqueue() {
-	if c.queued || len(c.out) == 0 || c.flying >= window {
-		return
-	}
-	c.queued = true
-	h := c.host
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sending = append(h.sending, c)
-	select {
-	case h.stirred <- struct{}{}:
-	default:
+// push gives the uplink what may fly, with mu held.
+func (c *lanConn) push() {
+	for len(c.out) > 0 && c.flying < window {
+		n := min(packet, len(c.out))
+		c.host.queues(lanPacket{to: c.peer, b: slices.Clone(c.out[:n])})
+		c.out = c.out[n:]
+		c.flying += n
+		c.stir()
 	}
 }
 
-// take is the next packet, on its way.
-func (c *lanConn) take() []byte {
+func (c *lanConn) deliver(p lanPacket) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := min(packet, len(c.out))
-	b := slices.Clone(c.out[:n])
-	c.out = c.out[n:]
-	c.flying += n
-	c.queued = false
+	c.in = append(c.in, p.b...)
+	c.flying -= p.ack
+	c.push()
 	c.stir()
-	c.enqueue()
-	c.host.mu.Lock()
-	c.host.sent += int64(n + overhead)
-	c.host.mu.Unlock()
-	return b
 }
 
-func (c *lanConn) deliver(b []byte) {
+// unacked is what SIOCOUTQ tells.
+func (c *lanConn) unacked() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.in = append(c.in, b...)
-	c.stir()
+	return c.flying + len(c.out)
 }
 
 func (c *lanConn) Read(b []byte) (int, error) {
@@ -259,14 +257,15 @@ func (c *lanConn) Read(b []byte) (int, error) {
 		c.mu.Lock()
 		n := copy(b, c.in)
 		c.in = c.in[n:]
+		c.read += n
+		if c.read >= 2*packet || c.read > 0 && len(c.in) == 0 {
+			c.host.queues(lanPacket{to: c.peer, ack: c.read})
+			c.read = 0
+		}
 		closed, changed := c.closed, c.changed
 		c.mu.Unlock()
 		switch {
 		case n > 0:
-			c.peer.mu.Lock()
-			c.peer.flying -= n
-			c.peer.enqueue()
-			c.peer.mu.Unlock()
 			return n, nil
 		case closed:
 			return 0, io.EOF
@@ -284,7 +283,7 @@ func (c *lanConn) Write(b []byte) (int, error) {
 		}
 		n := max(0, min(len(b)-done, unsent-len(c.out)))
 		c.out = append(c.out, b[done:done+n]...)
-		c.enqueue()
+		c.push()
 		done += n
 		changed := c.changed
 		c.mu.Unlock()

@@ -74,7 +74,7 @@ func FuzzConn(f *testing.F) {
 			t.Fatal("not admitted")
 		}
 		t.Log(c.read(t.Context()))
-		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.useful > c.hasN || c.useful < 0 || c.queued < 0 || len(c.open) > maxOpen {
+		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.useful > c.hasN || c.useful < 0 || c.queued < 0 || len(c.open) > minAsking {
 			t.Fatalf("counts: %d requests, %d bytes, has %d, useful %d, %d pieces asked for", len(c.requests), c.queued, c.hasN, c.useful, len(c.open))
 		}
 		torrent.detach(c)

@@ -42,7 +42,7 @@ const (
 	writeFor      = 2 * time.Minute
 	banFor        = 10 * time.Minute
 	minBatch      = 50 * time.Millisecond  // Have messages are collected for so long, or
-	maxBatch      = 500 * time.Millisecond // for two pieces, but no longer than that
+	maxBatch      = 150 * time.Millisecond // for two pieces, but no longer than that
 )
 
 // A Peer takes part in the swarms of the torrents added to it.

@@ -13,17 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is sent to whom. A node takes on only what it can send soon: what waits
-// here could come from a node that has nothing to do. It says no to the rest, and
-// unchokes who was turned away, in turn, when there is room.
+// What is sent to whom. A node feeds as many others as it is fed by, and each for
+// as long as it asks. It says no to the rest, and unchokes who was turned away when
+// there is a place. Who finds none for long gets that of who was fed longest, which
+// then looks for another: on the way of such moves, nodes without a place and places
+// without a node come together.
 const (
-	maxRequest  = 128 << 10             // bytes of one request
-	maxRequests = 1024                  // waiting requests of one peer
-	reqq        = 250                   // what we say of that: stock clients keep it
-	minQueue    = 4                     // pieces that a node takes on, or
-	queueAhead  = 50 * time.Millisecond // what leaves in that time, when that is more
-	stuckAfter  = time.Second           // who takes nothing for so long keeps nobody else out
-	takeFor     = 45 * time.Second      // who takes nothing for so long is gone
+	maxRequest  = 128 << 10              // bytes of one request
+	maxRequests = 1024                   // waiting requests of one peer
+	reqq        = 250                    // what we say of that: stock clients keep it
+	maxFed      = 4                      // nodes that get something at a time
+	fedFor      = 50 * time.Millisecond  // after a block has left: the next request is on its way
+	hungryAfter = 500 * time.Millisecond // of asking in vain
+	stuckAfter  = time.Second            // who takes nothing for so long keeps nobody else out
+	takeFor     = 45 * time.Second       // who takes nothing for so long is gone
 
 	// Blocks that leave at a time, of all torrents: each has its turn until it has
 	// left, so that pieces are complete one after the other, and fifty
@@ -50,7 +53,7 @@ func (c *conn) ask(r pp.RequestSpec) error {
 	if c.ours && c.fast && !t.seeder {
 		if r.Begin == 0 { // the rest of a piece is treated as its first block is
 			c.denied = -1
-			if t.busy(time.Now()) {
+			if !t.takesOn(c, time.Now()) {
 				c.denied = int(r.Index)
 			}
 		}
@@ -73,11 +76,57 @@ func (c *conn) ask(r pp.RequestSpec) error {
 	return nil
 }
 
-// busy says whether there is enough to send already.
-func (t *Torrent) busy(now time.Time) bool {
+// takesOn says whether a peer gets the piece that it asks for.
+func (t *Torrent) takesOn(c *conn, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.capacity(now) <= 0
+	switch fed := c.fed(now); {
+	case fed && c.leave:
+		c.leave, c.waits = false, now
+		return false
+	case fed:
+		return true
+	case t.places(now) > 0:
+	case c.waits.IsZero():
+		c.waits = now
+		return false
+	case now.Sub(c.waits) < hungryAfter || !t.makeRoom(now):
+		return false
+	}
+	c.fedSince, c.leave, c.waits = now, false, time.Time{}
+	return true
+}
+
+// fed says whether a peer has a place.
+func (c *conn) fed(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stuck := !c.writing.IsZero() && now.Sub(c.writing) > stuckAfter
+	return !stuck && (c.queued > 0 || now.Sub(c.left) < fedFor)
+}
+
+// places is how many more peers there is a place for.
+func (t *Torrent) places(now time.Time) int {
+	places := maxFed
+	for c := range t.conns {
+		places -= btoi(c.fed(now))
+	}
+	return places
+}
+
+// makeRoom lets the peer that has been fed longest look for another place. What
+// it has asked for by now, it gets.
+func (t *Torrent) makeRoom(now time.Time) bool {
+	var longest *conn
+	for c := range t.conns {
+		if !c.leave && c.fed(now) && (longest == nil || c.fedSince.Before(longest.fedSince)) {
+			longest = c
+		}
+	}
+	if longest != nil {
+		longest.leave = true
+	}
+	return longest != nil
 }
 
 // turnedAway notes who is to hear when there is room. It has been told no of a
@@ -91,30 +140,18 @@ func (t *Torrent) turnedAway(c *conn) {
 	t.invite(time.Now()) // there may be, by now
 }
 
-// invite lets as many ask again as there is room for.
+// invite lets those who were turned away ask again when there is a place: only
+// they know whether they still want it.
 func (t *Torrent) invite(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.denied) == 0 {
+	if len(t.denied) == 0 || t.places(now) <= 0 {
 		return
 	}
-	for room := t.capacity(now); room > 0 && len(t.denied) > 0; room -= t.info.PieceLength {
-		t.denied[0].send(pp.Message{Type: pp.Unchoke})
-		t.denied = t.denied[1:]
+	for _, c := range t.denied {
+		c.send(pp.Message{Type: pp.Unchoke})
 	}
-}
-
-// capacity is how many bytes more we take on.
-func (t *Torrent) capacity(now time.Time) int64 {
-	room := int64(t.ahead(minQueue, queueAhead, t.up)) * t.info.PieceLength
-	for c := range t.conns {
-		c.mu.Lock()
-		if c.writing.IsZero() || now.Sub(c.writing) < stuckAfter {
-			room -= c.queued
-		}
-		c.mu.Unlock()
-	}
-	return room
+	t.denied = nil
 }
 
 // cancel forgets what the peer no longer wants.
@@ -147,6 +184,9 @@ func (c *conn) write(ctx context.Context) error {
 		turn = nil
 	}
 	defer end()
+	// It may have been the last block that the peer wants.
+	invite := time.AfterFunc(time.Hour, func() { c.t.invite(time.Now()) })
+	defer invite.Stop()
 	idle := time.NewTimer(keepAlive)
 	defer idle.Stop()
 	var buf []byte
@@ -171,7 +211,7 @@ func (c *conn) write(ctx context.Context) error {
 			if wait == 0 {
 				c.mark(time.Time{})
 				end()
-				c.t.invite(time.Now())
+				invite.Reset(fedFor)
 				continue
 			}
 			poll := time.NewTimer(wait)
@@ -208,7 +248,7 @@ func (c *conn) mark(began time.Time) {
 	c.writing = began
 	if began.IsZero() {
 		c.queued -= c.taken
-		c.taken = 0
+		c.taken, c.left = 0, time.Now()
 	}
 }
 
@@ -258,15 +298,10 @@ func (c *conn) putBlock(ctx context.Context, buf *[]byte) error {
 // leaving is how long what was written may need to arrive, but for a rest that
 // does not count; 0 when it has arrived. The kernel does not tell, it is asked.
 func (c *conn) leaving() time.Duration {
-	if c.raw == nil {
-		return 0
-	}
 	c.t.mu.Lock()
 	rate := c.t.up
 	c.t.mu.Unlock()
-	unacked := 0
-	_ = c.raw.Control(func(fd uintptr) { unacked, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }) // 0: no need to wait
-	rest := int64(unacked) - max(stockBlock, rate*int64(turnAhead)/int64(time.Second))
+	rest := int64(c.unacked()) - max(stockBlock, rate*int64(turnAhead)/int64(time.Second))
 	if rest <= 0 {
 		return 0
 	}
@@ -275,6 +310,19 @@ func (c *conn) leaving() time.Duration {
 		wait = time.Duration(float64(rest) / float64(rate) * float64(time.Second))
 	}
 	return min(max(wait, time.Millisecond), 250*time.Millisecond)
+}
+
+// unacked is how many bytes were written and have not arrived; 0 when unknown.
+func (c *conn) unacked() (n int) {
+	switch nc := c.nc.(type) {
+	case *net.TCPConn:
+		if c.raw != nil {
+			_ = c.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		}
+	case interface{ unacked() int }: // in virtual time
+		n = nc.unacked()
+	}
+	return n
 }
 
 // sendFile writes head and then n bytes of a file from off, which the kernel
