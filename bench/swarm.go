@@ -32,7 +32,7 @@ type load struct {
 
 // loads have ideal times of half a minute or more, so that the start of fifty
 // programs is nothing, and rates that two processors can carry for all nodes.
-var loads = []load{{8, 40, 128}, {16, 16, 128}, {32, 6, 64}, {50, 4, 64}}
+var loads = []load{{8, 40, 128}, {16, 16, 128}, {32, 6, 64}, {50, 4, 56}}
 
 func loadFor(n int) (load, error) {
 	for _, l := range loads {
