@@ -97,12 +97,12 @@ func (t *Torrent) takesOn(c *conn, now time.Time) bool {
 	return true
 }
 
-// fed says whether a peer has a place.
+// fed says whether a peer has a place. Strangers need none: they do not take a no.
 func (c *conn) fed(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stuck := !c.writing.IsZero() && now.Sub(c.writing) > stuckAfter
-	return !stuck && (c.queued > 0 || now.Sub(c.left) < fedFor)
+	return c.ours && !stuck && (c.queued > 0 || now.Sub(c.left) < fedFor)
 }
 
 // places is how many more peers there is a place for.
