@@ -146,21 +146,10 @@ func TestInvitationsComeLast(t *testing.T) {
 		s.server()
 		node := s.join(transporttest.Seed(s.info, s.content), Options{}, s.rate)
 		torrent := node.torrent
-		attach := func(n int) *conn {
-			nc, _ := net.Pipe()
-			id := fmt.Sprintf("%s%014d", nodePrefix, n)
-			c := newConn(torrent, nc, greeting{extensions, s.info.InfoHash, [20]byte([]byte(id))}, lanAddr(90+n))
-			if !torrent.attach(c) {
-				t.Fatal("not attached")
-			}
-			return c
-		}
-		c := attach(0)
-		defer torrent.detach(c)
+		c := attach(t, torrent, nodePrefix, 0)
 		var fed []*conn
 		for n := range maxFed {
-			fed = append(fed, attach(1+n))
-			defer torrent.detach(fed[n])
+			fed = append(fed, attach(t, torrent, nodePrefix, 1+n))
 		}
 		invited := func() bool {
 			c.mu.Lock()
