@@ -173,7 +173,7 @@ func TestARemovedLayerIsWithdrawn(t *testing.T) {
 	joined := node.Add(pieces, swarm.Options{Trackers: []string{s.Tracker}})
 	torrents := seeds.Torrents()
 	served := torrents[slices.IndexFunc(torrents, func(t *swarm.Torrent) bool { return t.Pieces().Info().InfoHash == info.InfoHash })]
-	until(t, func() bool { return joined.Peers() == 1 && served.Incomplete() == 1 })
+	transporttest.Until(t, func() bool { return joined.Peers() == 1 && served.Incomplete() == 1 })
 	if _, err := images.Remove(ctx, "gone:1"); err != nil {
 		t.Fatal(err)
 	}
@@ -182,28 +182,12 @@ func TestARemovedLayerIsWithdrawn(t *testing.T) {
 	}
 	pieces.Want(transport.Range{Size: info.Length})
 	<-pieces.Done()
-	until(t, func() bool { return served.Incomplete() == 0 })
+	transporttest.Until(t, func() bool { return served.Incomplete() == 0 })
 	if err := s.All(ctx); err != nil || s.Known(info.InfoHash) || len(seeds.Torrents()) != 1 {
 		t.Errorf("All: %v; what is gone is still offered: %v", err, s.Known(info.InfoHash))
 	}
 	if !s.Known(infohash(t, images, other.Layers[0].Torrent)) {
 		t.Error("what stays is withdrawn")
-	}
-}
-
-// until polls what has no event of its own.
-func until(t *testing.T, what func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !what() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal("waited for too long")
-		}
 	}
 }
 

@@ -265,7 +265,7 @@ func TestLiarIsBanned(t *testing.T) {
 	// Nobody else is there until the liar has been found out: its connection
 	// came, and went.
 	torrent := node.Add(pieces, swarm.Options{Trackers: []string{r.url}})
-	until(t, func() bool {
+	transporttest.Until(t, func() bool {
 		_, _, _, sent := toldLies.Transfer()
 		return sent >= info.PieceLength && torrent.Peers() == 0
 	})
@@ -279,22 +279,6 @@ func TestLiarIsBanned(t *testing.T) {
 	// What was on its way when the first piece failed is all it got to say.
 	if _, _, _, sent := toldLies.Transfer(); sent > info.Length/2 {
 		t.Errorf("the liar sent %d of %d bytes: it was asked again", sent, info.Length)
-	}
-}
-
-// until polls what has no event of its own.
-func until(t *testing.T, what func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !what() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal("waited for too long")
-		}
 	}
 }
 
@@ -312,7 +296,7 @@ func TestSilentPeerIsNotWaitedFor(t *testing.T) {
 	store := transporttest.NewMemory(nil)
 	pieces := transport.NewPieces(info, store)
 	torrent := node.Add(pieces, swarm.Options{Trackers: []string{r.url}})
-	until(t, func() bool { return torrent.Peers() == 1 && g.left.Load() < 0 }) // it has claims
+	transporttest.Until(t, func() bool { return torrent.Peers() == 1 && g.left.Load() < 0 }) // it has claims
 	server, _, _ := start(t, address())
 	server.Add(seed(info, transporttest.NewMemory(content)), swarm.Options{Seeder: true, Trackers: []string{r.url}})
 	fetch(t, node, pieces, r.url)
@@ -360,13 +344,13 @@ func TestLingerKnowsWhoIsIncomplete(t *testing.T) {
 	node, _, _ := start(t, address())
 	pieces := transport.NewPieces(info, store)
 	torrent := node.Add(pieces, swarm.Options{Trackers: []string{r.url}})
-	until(t, func() bool { return served.Incomplete() == 1 })
+	transporttest.Until(t, func() bool { return served.Incomplete() == 1 })
 	if n := torrent.Incomplete(); n != 0 {
 		t.Fatalf("the only incomplete one sees %d others", n)
 	}
 	close(g.open)
 	<-pieces.Done()
-	until(t, func() bool { return served.Incomplete() == 0 })
+	transporttest.Until(t, func() bool { return served.Incomplete() == 0 })
 }
 
 // Nodes that install different versions want different parts of a layer: what
@@ -387,7 +371,7 @@ func TestNodesThatWantAPart(t *testing.T) {
 		return p, torrent
 	}
 	first, ours := want(0, 20)
-	until(t, func() bool { return served.Incomplete() == 0 })
+	transporttest.Until(t, func() bool { return served.Incomplete() == 0 })
 	if done, fromServer, fromPeers, _ := first.Transfer(); done != 20*info.PieceLength || fromServer+fromPeers != done {
 		t.Errorf("%d bytes, %d from the server and %d from peers, want 20 pieces", done, fromServer, fromPeers)
 	}
@@ -395,7 +379,7 @@ func TestNodesThatWantAPart(t *testing.T) {
 	if done, fromServer, fromPeers, _ := second.Transfer(); done != 20*info.PieceLength || fromServer+fromPeers != done {
 		t.Errorf("%d bytes, %d from the server and %d from peers, want 20 pieces", done, fromServer, fromPeers)
 	}
-	until(t, func() bool { return served.Incomplete() == 0 && ours.Incomplete() == 0 })
+	transporttest.Until(t, func() bool { return served.Incomplete() == 0 && ours.Incomplete() == 0 })
 
 	// Without the server there is still all that one of them has.
 	server.Remove(info.InfoHash)

@@ -370,7 +370,7 @@ func TestSwarmMeetsHere(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { fetch(peer()) })
-	until(t, func() bool { return tr.waiting() == 1 && dies.waiting() == 1 })
+	transporttest.Until(t, func() bool { return tr.waiting() == 1 && dies.waiting() == 1 })
 	dying.CloseClientConnections()
 	dying.Listener.Close()
 	begun := time.Now()
@@ -386,20 +386,4 @@ func (t *Tracker) waiting() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.held
-}
-
-// until polls what has no event of its own.
-func until(t *testing.T, what func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !what() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal("waited for too long")
-		}
-	}
 }
