@@ -24,7 +24,7 @@ var floors = []string{
 	"disklayout", "boot/netboot", "wire",
 	// mechanisms
 	"image", "image/oci", "image/store", "image/registry", "image/tree", "image/chroot", "image/capture",
-	"transport", "transport/swarm", "transport/tracker", "transport/interop", "transport/http",
+	"transport", "transport/swarm/rules", "transport/swarm", "transport/tracker", "transport/interop", "transport/http",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
 	"agent/install", "agent/host", "agent/netup", "agent/report", "agent/pid1",

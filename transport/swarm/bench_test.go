@@ -14,6 +14,7 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 	"rookery/transport/transporttest"
 )
 
@@ -75,7 +76,7 @@ func BenchmarkLoopback(b *testing.B) {
 // BenchmarkHave is what a message costs a server of a thousand peers: each says
 // of each piece that it has it.
 func BenchmarkHave(b *testing.B) {
-	const pieces, peers = 4000, maxServed
+	const pieces, peers = 4000, rules.MaxServed
 	_, info := transporttest.Layer(b, 1, 64<<10)
 	info.Length, info.Hashes = pieces*info.PieceLength, slices.Repeat(info.Hashes, pieces)
 	for _, rate := range []int64{1 << 20, 125 << 20} {

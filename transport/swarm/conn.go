@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 )
 
 const handshakeSize = 68
@@ -126,7 +126,6 @@ type conn struct {
 	t      *Torrent
 	nc     net.Conn
 	raw    syscall.RawConn // nil when it is not TCP
-	host   netip.Addr      // the machine at the other end
 	id     [20]byte
 	origin transport.Origin
 	dialed bool // by us
@@ -136,25 +135,17 @@ type conn struct {
 	block  int // bytes that we ask for at a time
 
 	// Below t.mu.
-	addr       netip.AddrPort // where the peer listens, when known
-	has        bitset
-	hasN       int  // set in has
-	useful     int  // in has and not in t.spare
-	uploads    bool // only: it has what it wants (BEP 21)
-	choked     bool
-	interested bool
-	held       bool // we do not read: a piece is being stored, or a limit waited for
-	open       []*download
-	late       int // blocks no longer wanted that may still come
-	stalled    int // times, one after the other
-	heard      time.Time
-	paused     time.Time // nothing is asked for until then
-	invited    bool      // it has said that it has room, and not refused since
-	dry        bool      // there was nothing to ask it for, a moment ago
-	client               // of a server's
-	fedSince   time.Time // by us
-	leave      bool      // it has been fed for long enough: others want its place
-	waits      time.Time // in vain, for a place, since then; zero: it does not
+	addr         netip.AddrPort // where the peer listens, when known
+	has          rules.Set
+	hasN         int  // set in has
+	uploads      bool // only: it has what it wants (BEP 21)
+	interested   bool
+	held         bool // we do not read: a piece is being stored, or a limit waited for
+	open         []*download
+	late         int // blocks no longer wanted that may still come
+	rules.Feed       // as it gives
+	rules.Place      // as it takes
+	rules.Client     // as a server sees it; of all, the host
 
 	denied int // piece that it asked for in vain, of the reader alone
 
@@ -174,27 +165,27 @@ func newConn(t *Torrent, nc net.Conn, theirs greeting, addr netip.AddrPort) *con
 	c := &conn{
 		t:      t,
 		nc:     nc,
-		host:   remote(nc).Addr(),
 		id:     theirs.id,
 		origin: transport.FromPeer,
 		fast:   theirs.bits.SupportsFast(),
 		ltep:   theirs.bits.SupportsExtended(),
 		block:  stockBlock,
 		addr:   addr,
-		has:    newBitset(len(t.info.Hashes)),
-		choked: true,
+		has:    rules.NewSet(len(t.info.Hashes)),
+		Feed:   rules.Feed{Choked: true},
+		Client: rules.Client{Host: remote(nc).Addr()},
 		denied: -1,
 		woken:  make(chan struct{}, 1),
 	}
 	switch string(c.id[:len(serverPrefix)]) {
 	case serverPrefix:
-		c.origin = transport.FromServer
+		c.origin, c.Server = transport.FromServer, true
 		fallthrough
 	case nodePrefix:
 		c.ours, c.block = true, ownBlock
 	}
 	if t.seeder {
-		c.client = newClient(len(t.info.Hashes))
+		c.Client = rules.NewClient(len(t.info.Hashes), c.Host, time.Now())
 	}
 	c.tune()
 	return c
@@ -270,7 +261,7 @@ func (c *conn) introduce() {
 	case t.seen > 0:
 		field := make([]bool, len(t.copies))
 		for n := range field {
-			field[n] = t.have.get(n)
+			field[n] = t.have.Has(n)
 		}
 		c.send(pp.Message{Type: pp.Bitfield, Bitfield: field})
 	}
@@ -368,15 +359,15 @@ func (c *conn) handle(m *pp.Message) error {
 	t, now := c.t, time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c.stalled > 0 {
-		c.paused = time.Time{} // it is back
+	if c.Stalled > 0 {
+		c.Paused = time.Time{} // it is back
 	}
 	switch m.Type {
 	case pp.Choke:
-		c.choked = true
+		c.Choked = true
 		t.abandon(c)
 	case pp.Unchoke:
-		c.choked, c.paused, c.invited = false, time.Time{}, true
+		c.Unchoked()
 	case pp.Have:
 		if int64(m.Index) >= int64(len(t.copies)) {
 			return fmt.Errorf("piece %d of %d", m.Index, len(t.copies))
@@ -489,9 +480,9 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 	case err == nil:
 		d.blocks[b] = got
 		if d.missing--; d.missing == 0 {
-			c.open = slices.DeleteFunc(c.open, func(other *download) bool { return other == d })
+			c.strike(d)
 			c.held = true
-			t.usual = (7*t.usual + now.Sub(d.since)) / 8
+			t.usual = rules.Usually(t.usual, now.Sub(d.since))
 		}
 		t.fill(now)
 	}
@@ -504,7 +495,7 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 	// While this hashes and writes, the requests made above are on their way.
 	err = t.pieces.Put(d.piece, d.buf, c.origin)
 	t.mu.Lock()
-	c.held, c.heard = false, time.Now()
+	c.held, c.Heard = false, time.Now()
 	t.drop(d)
 	t.mu.Unlock()
 	switch {
@@ -528,7 +519,7 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 	t.mu.Unlock()
 	err := t.peer.download.Wait(ctx, len(b))
 	t.mu.Lock()
-	c.held, c.heard = false, time.Now()
+	c.held, c.Heard = false, time.Now()
 	t.mu.Unlock()
 	if err != nil {
 		return err
@@ -541,7 +532,7 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 		if n > 0 {
 			t.pieces.Received(n)
 			t.mu.Lock()
-			c.stalled, c.heard = 0, time.Now()
+			c.Stalled, c.Heard = 0, time.Now()
 			t.mu.Unlock()
 		}
 		if err != nil && len(b) > 0 {
@@ -559,13 +550,6 @@ func (c *conn) wakeAt(n int) {
 		})
 	}
 }
-
-// A bitset is a set of pieces.
-type bitset []uint64
-
-func newBitset(n int) bitset    { return make(bitset, (n+63)/64) }
-func (b bitset) get(n int) bool { return b[n/64]>>(n%64)&1 == 1 }
-func (b bitset) set(n int)      { b[n/64] |= 1 << (n % 64) }
 
 // packBits is the bitfield of BEP 3: the first piece is the highest bit.
 func packBits(bits []bool) []byte {

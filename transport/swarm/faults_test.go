@@ -11,6 +11,7 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 	"rookery/transport/transporttest"
 )
 
@@ -108,8 +109,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 				s.stranger(t, node, fmt.Sprintf("%s%014d", prefix, i))
 			}
 			time.Sleep(time.Second)
-			if n := node.torrent.Peers(); n < maxNode || n > maxNode+maxServers {
-				t.Errorf("%s: %d connections, want %d to %d", prefix, n, maxNode, maxNode+maxServers)
+			if n := node.torrent.Peers(); n < rules.MaxNode || n > rules.MaxNode+rules.MaxServers {
+				t.Errorf("%s: %d connections, want %d to %d", prefix, n, rules.MaxNode, rules.MaxNode+rules.MaxServers)
 			}
 		})
 	}
@@ -125,7 +126,7 @@ func TestWhoDoesNotReadHoldsUpNobody(t *testing.T) {
 		for n := range 16 {
 			ask = append(ask, pp.Message{Type: pp.Request, Index: pp.Integer(n), Length: ownBlock})
 		}
-		for i := range 2 * maxTurns {
+		for i := range 2 * rules.MaxTurns {
 			s.stranger(t, server, fmt.Sprintf("-XX0000-%012d", i), ask...)
 		}
 		times := s.done(t, s.node(s.rate))
@@ -148,7 +149,7 @@ func TestInvitationsComeLast(t *testing.T) {
 		torrent := node.torrent
 		c := attach(t, torrent, nodePrefix, 0)
 		var fed []*conn
-		for n := range maxFed {
+		for n := range rules.MaxFed {
 			fed = append(fed, attach(t, torrent, nodePrefix, 1+n))
 		}
 		invited := func() bool {

@@ -9,6 +9,7 @@ import (
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"rookery/transport/swarm/rules"
 	"rookery/transport/transporttest"
 )
 
@@ -56,24 +57,24 @@ func TestPlaces(t *testing.T) {
 			t.Error("a stranger is refused")
 		}
 		var fed []*conn
-		for n := range maxFed {
+		for n := range rules.MaxFed {
 			fed = append(fed, attach(t, torrent, nodePrefix, 1+n))
 			if !fed[n].asks(t, 0) {
-				t.Fatalf("node %d of %d is refused", n+1, maxFed)
+				t.Fatalf("node %d of %d is refused", n+1, rules.MaxFed)
 			}
 			time.Sleep(time.Millisecond)
 		}
-		hungry := attach(t, torrent, nodePrefix, 1+maxFed)
+		hungry := attach(t, torrent, nodePrefix, 1+rules.MaxFed)
 		if hungry.asks(t, 0) {
-			t.Errorf("node %d is taken on", maxFed+1)
+			t.Errorf("node %d is taken on", rules.MaxFed+1)
 		}
-		time.Sleep(hungryAfter / 2)
+		time.Sleep(rules.HungryAfter / 2)
 		if hungry.asks(t, 1) {
-			t.Errorf("it is taken on after %v", hungryAfter/2)
+			t.Errorf("it is taken on after %v", rules.HungryAfter/2)
 		}
-		time.Sleep(hungryAfter / 2)
+		time.Sleep(rules.HungryAfter / 2)
 		if !hungry.asks(t, 2) {
-			t.Errorf("it is refused after %v", hungryAfter)
+			t.Errorf("it is refused after %v", rules.HungryAfter)
 		}
 		for n, c := range fed {
 			if got, want := c.asks(t, 1), n > 0; got != want {
@@ -96,7 +97,7 @@ func TestFeeds(t *testing.T) {
 		server.host.cut.Store(true)
 		torrent := s.node(s.rate).torrent
 		var peers []*conn
-		for n := range 3 * maxFeeds {
+		for n := range 3 * rules.MaxFeeds {
 			c := attach(t, torrent, nodePrefix, n)
 			for _, m := range []pp.Message{{Type: pp.HaveAll}, {Type: pp.Unchoke}} {
 				if err := c.handle(&m); err != nil {
@@ -113,8 +114,8 @@ func TestFeeds(t *testing.T) {
 				if len(c.open) > 0 {
 					of = append(of, c)
 				}
-				if len(c.open) > minAsking {
-					t.Errorf("%d pieces are asked of one node, want %d", len(c.open), minAsking)
+				if len(c.open) > rules.MinAsking {
+					t.Errorf("%d pieces are asked of one node, want %d", len(c.open), rules.MinAsking)
 				}
 			}
 			if len(of) != want {
@@ -122,15 +123,15 @@ func TestFeeds(t *testing.T) {
 			}
 			return of
 		}
-		first := asked(maxFeeds)
-		time.Sleep(quietFor + 300*time.Millisecond) // and what manageLoop needs
-		asked(2 * maxFeeds)
-		time.Sleep(stallAfter - quietFor)
+		first := asked(rules.MaxFeeds)
+		time.Sleep(rules.QuietFor + 300*time.Millisecond) // and what manageLoop needs
+		asked(2 * rules.MaxFeeds)
+		time.Sleep(rules.StallAfter - rules.QuietFor)
 		for n, c := range first {
 			can := func() bool {
 				torrent.mu.Lock()
 				defer torrent.mu.Unlock()
-				return torrent.can(c, time.Now()) || len(c.open) > 0
+				return c.Can(time.Now()) || len(c.open) > 0
 			}
 			if can() {
 				t.Errorf("node %d is asked again while it says nothing", n)

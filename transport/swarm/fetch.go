@@ -1,35 +1,22 @@
 package swarm
 
 import (
+	"maps"
 	"slices"
 	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
-	"rookery/transport"
+	"rookery/transport/swarm/rules"
 )
 
-// What is asked of whom. A piece comes whole from one peer, so that a bad one
-// has one culprit, and is passed on when it is complete. A node stays with the few
-// nodes that give it something: when as many streams leave each uplink as come in
-// by each downlink, all links are full. Who asks here and there finds some that are
-// busy and leaves others idle, and a no takes as long to come as a piece.
+// What is asked of whom is decided in package rules. A piece comes whole from one
+// peer, so that a bad one has one culprit, and is passed on when it is complete.
 const (
 	stockBlock  = 16 << 10 // bytes of one request to a stock client
 	ownBlock    = 64 << 10 // to one of ours
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
-
-	maxFeeds  = 4                      // nodes that are asked at a time
-	minAsking = 2                      // pieces asked of each, or
-	askAhead  = 100 * time.Millisecond // what it sends in that time, when that is more
-	quietFor  = 2 * time.Second        // without a byte: another is asked beside it
-	breather  = time.Second            // before who refused is asked again, unless it unchokes us
-
-	stallAfter = 5 * time.Second // without a byte: the piece is asked elsewhere
-	maxStalls  = 6               // one after the other: the connection is given up
-	maxTaken   = 2               // times that a piece is taken from one peer for another
-	slowAfter  = time.Second     // a piece is not taken from anybody before that
 )
 
 // A download is a piece on its way from one peer.
@@ -83,84 +70,33 @@ func (c *conn) find(piece, begin, size int64) (*download, int) {
 	return nil, 0
 }
 
-// fill asks for as many pieces as keep our link busy. What a server offers is
-// taken whatever else is asked: it offers no more than it can send.
+// fill asks for as many pieces as keep our link busy.
 func (t *Torrent) fill(now time.Time) {
 	if t.failure != nil || t.gone || t.done {
 		return
 	}
-	feeds, ahead := 0, t.ahead(minAsking, askAhead, t.down/maxFeeds)
-	for c := range t.conns {
-		switch {
-		case c.origin == transport.FromServer:
-			for t.can(c, now) && t.order(c, now) {
-			}
-		case len(c.open) > 0:
-			t.feed(c, ahead, now)
-			feeds += btoi(now.Sub(c.heard) < quietFor)
-		}
-	}
-	for feeds < maxFeeds {
-		c := t.another(now)
-		if c == nil {
-			t.takeOver(now)
-			break
-		}
-		t.feed(c, ahead, now)
-		feeds += btoi(len(c.open) > 0)
+	ask := func(c *conn) bool { return t.order(c, now) }
+	if !rules.Fill(maps.Keys(t.conns), rules.Asking(t.down, t.info.PieceLength), now, t.chance.IntN, ask) {
+		t.takeOver(now)
 	}
 }
 
-// feed asks a node for as many pieces as are to be on their way.
-func (t *Torrent) feed(c *conn, ahead int, now time.Time) {
-	for len(c.open) < ahead && t.can(c, now) && t.order(c, now) {
-	}
-}
-
-// can says whether there may be something to ask of a connection. Who stalled is
-// trusted with one piece until it sends something.
-func (t *Torrent) can(c *conn, now time.Time) bool {
-	return !c.choked && c.useful > 0 && !c.dry && !now.Before(c.paused) && (c.stalled == 0 || len(c.open) == 0)
-}
-
-// another is a node that nothing is asked of, one that has said that it has room
-// if there is one. Which of these is a matter of chance.
-func (t *Torrent) another(now time.Time) (best *conn) {
-	var count int
-	for c := range t.conns {
-		if c.origin == transport.FromServer || len(c.open) > 0 || !t.can(c, now) {
-			continue
-		}
-		switch {
-		case best == nil || c.invited && !best.invited:
-			best, count = c, 1
-		case c.invited == best.invited:
-			if count++; t.chance.IntN(count) == 0 {
-				best = c
-			}
-		}
-	}
-	return best
-}
-
-// ahead is how many pieces fit into a time at a rate, at least least.
-func (t *Torrent) ahead(least int, d time.Duration, rate int64) int {
-	return max(least, int(rate*int64(d)/int64(time.Second)/t.info.PieceLength))
-}
+// Gives is for rules.Fill.
+func (c *conn) Gives() *rules.Feed { return &c.Feed }
 
 // order asks a connection for one more piece, unless it has none for us.
 func (t *Torrent) order(c *conn, now time.Time) bool {
 	buf := t.buffer()
 	if buf == nil {
-		c.dry = true // until a buffer is free
+		c.Dry = true // until a buffer is free
 		return false
 	}
 	n, ok := t.pieces.Claim(func(n int) (int64, bool) {
-		return int64(t.copies[n])<<32 | int64(t.rank[n]), c.has.get(n)
+		return rules.Rank(t.copies[n], t.rank[n]), c.has.Has(n)
 	})
 	if !ok {
 		t.free = append(t.free, buf)
-		c.dry = true
+		c.Dry = true
 		return false
 	}
 	t.open++
@@ -170,9 +106,10 @@ func (t *Torrent) order(c *conn, now time.Time) bool {
 
 func (t *Torrent) askFor(c *conn, d *download) {
 	if len(c.open) == 0 {
-		c.heard = d.since // the patience begins now
+		c.Heard = d.since // the patience begins now
 	}
 	c.open = append(c.open, d)
+	c.Open = len(c.open)
 	for b := range d.blocks {
 		c.enqueue(d.message(pp.Request, b).MustMarshalBinary())
 	}
@@ -186,7 +123,7 @@ func (t *Torrent) takeOver(now time.Time) {
 	var slow *download
 	for c := range t.conns {
 		for _, d := range c.open {
-			if (slow == nil || d.since.Before(slow.since)) && d.taken < maxTaken && !d.reading && now.Sub(d.since) > max(slowAfter, 3*t.usual) {
+			if (slow == nil || d.since.Before(slow.since)) && d.taken < rules.MaxTaken && !d.reading && rules.TooSlow(d.since, t.usual, now) {
 				from, slow = c, d
 			}
 		}
@@ -195,7 +132,7 @@ func (t *Torrent) takeOver(now time.Time) {
 		return
 	}
 	for c := range t.conns {
-		if c != from && len(c.open) == 0 && !c.choked && c.has.get(slow.piece) && !now.Before(c.paused) {
+		if c != from && len(c.open) == 0 && !c.Choked && c.has.Has(slow.piece) && !now.Before(c.Paused) {
 			from.forgo(slow, true)
 			next := newDownload(slow.piece, slow.buf, c.block, now)
 			next.taken = slow.taken + 1
@@ -216,7 +153,13 @@ func (c *conn) forgo(d *download, cancel bool) {
 			}
 		}
 	}
+	c.strike(d)
+}
+
+// strike takes a piece that is not asked for any more off the list.
+func (c *conn) strike(d *download) {
 	c.open = slices.DeleteFunc(c.open, func(other *download) bool { return other == d })
+	c.Open = len(c.open)
 }
 
 // abandon gives the pieces a connection was fetching back to all.
@@ -237,7 +180,7 @@ func (t *Torrent) drop(d *download) {
 // end gives back what a download used.
 func (t *Torrent) end(d *download) {
 	for c := range t.conns {
-		c.dry = false
+		c.Dry = false
 	}
 	t.open--
 	if d.reading {
@@ -279,18 +222,16 @@ func (t *Torrent) release(n int) {
 	t.free = t.free[:keep]
 }
 
-// stalls takes the pieces back from connections that bring nothing. Each time it
-// takes longer until they are asked again, unless they say something.
+// stalls takes the pieces back from connections that bring nothing.
 func (t *Torrent) stalls(now time.Time) {
 	for c := range t.conns {
-		if len(c.open) == 0 || c.held || now.Sub(c.heard) <= stallAfter {
+		if c.held || !c.Silent(now) {
 			continue
 		}
 		t.abandon(c)
-		if c.stalled++; c.stalled >= maxStalls {
+		if c.Stalls(now) {
 			c.close()
 		}
-		c.paused = now.Add(stallAfter << c.stalled)
 	}
 }
 
@@ -307,7 +248,7 @@ func (t *Torrent) refused(c *conn, m *pp.Message, now time.Time) error {
 	d.blocks[b] = forgone
 	c.forgo(d, !c.ours)
 	t.drop(d)
-	c.paused, c.invited = now.Add(breather), false
+	c.Refused(now)
 	t.fill(now)
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 	"rookery/transport/transporttest"
 )
 
@@ -74,8 +75,8 @@ func FuzzConn(f *testing.F) {
 			t.Fatal("not admitted")
 		}
 		t.Log(c.read(t.Context()))
-		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.useful > c.hasN || c.useful < 0 || c.queued < 0 || len(c.open) > minAsking {
-			t.Fatalf("counts: %d requests, %d bytes, has %d, useful %d, %d pieces asked for", len(c.requests), c.queued, c.hasN, c.useful, len(c.open))
+		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.Useful > c.hasN || c.Useful < 0 || c.queued < 0 || len(c.open) > rules.MinAsking {
+			t.Fatalf("counts: %d requests, %d bytes, has %d, useful %d, %d pieces asked for", len(c.requests), c.queued, c.hasN, c.Useful, len(c.open))
 		}
 		torrent.detach(c)
 		for n, copies := range torrent.copies {
@@ -167,8 +168,8 @@ func TestWhomToConnectTo(t *testing.T) {
 	if n := len(torrent.known); n != 256 {
 		t.Fatalf("%d peers are remembered, want 256", n)
 	}
-	if n := len(torrent.candidates(time.Now())); n > wanted {
-		t.Fatalf("%d connections at once, want %d", n, wanted)
+	if n := len(torrent.candidates(time.Now())); n > rules.Wanted {
+		t.Fatalf("%d connections at once, want %d", n, rules.Wanted)
 	}
 }
 

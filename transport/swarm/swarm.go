@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 )
 
 // Prefixes of the peer ids. What comes from a server counts as from the server.
@@ -29,20 +30,14 @@ const (
 // Bounds. The nodes may be virtual machines without hardware support, so every
 // time is generous.
 const (
-	maxHandshakes = 256  // connections that have not said what they want
-	maxOfAddress  = 16   // of these
-	maxNode       = 20   // connections of a torrent on a node, besides those to servers
-	wanted        = 16   // of these that a node looks for
-	maxServers    = 8    // that have room besides the others
-	maxServed     = 1000 // connections of a torrent that is seeded by a server
+	maxHandshakes = 256 // connections that have not said what they want
+	maxOfAddress  = 16  // of these
 	shake         = 30 * time.Second
 	dialFor       = 15 * time.Second
 	silence       = 4 * time.Minute // without a message: the connection is dead
 	keepAlive     = time.Minute
 	writeFor      = 2 * time.Minute
 	banFor        = 10 * time.Minute
-	minBatch      = 50 * time.Millisecond  // Have messages are collected for so long, or
-	maxBatch      = 150 * time.Millisecond // for two pieces, but no longer than that
 )
 
 // A Peer takes part in the swarms of the torrents added to it.
@@ -77,7 +72,7 @@ type Options struct {
 // NewPeer is a peer that others reach at ln. Where ln has an address of its
 // own, connections are made from that address, too.
 func NewPeer(ln net.Listener, log *slog.Logger) *Peer {
-	p := &Peer{ln: ln, log: log, turns: make(chan struct{}, maxTurns), torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}, greeting: map[netip.Addr]int{}}
+	p := &Peer{ln: ln, log: log, turns: make(chan struct{}, rules.MaxTurns), torrents: map[[20]byte]*Torrent{}, banned: map[netip.Addr]time.Time{}, greeting: map[netip.Addr]int{}}
 	dialer := net.Dialer{}
 	dialer.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 6}
 	if addr, ok := ln.Addr().(*net.TCPAddr); ok {

@@ -11,6 +11,7 @@ import (
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 )
 
 // A Torrent is one swarm this peer takes part in.
@@ -28,25 +29,25 @@ type Torrent struct {
 	failure  error
 	rank     []int32 // this peer's own order, so that not all want the same piece
 
-	mu     sync.Mutex
-	conns  map[*conn]bool
-	copies []int32 // how many of conns have a piece
-	have   bitset  // what the connections were told of
-	seen   int     // as many, of pieces.Since
-	spare  bitset  // what nobody need give us: we have it, or do not want it
-	chosen bool    // spare has what is not wanted
-	done   bool    // everything that is wanted is there
-	known  []*candidate
-	free   [][]byte      // buffers of one piece
-	open   int           // pieces being fetched
-	usual  time.Duration // that a piece takes
-	down   int64         // bytes a second, lately
-	up     int64         // bytes a second, lately
-	chance *rand.Rand
-	denied []*conn // who asked when there was no room, the first one first
-	handout
-	heard []heard // from each tracker
-	gone  bool
+	mu      sync.Mutex
+	conns   map[*conn]bool
+	copies  []int32   // how many of conns have a piece
+	have    rules.Set // what the connections were told of
+	seen    int       // as many, of pieces.Since
+	spare   rules.Set // what nobody need give us: we have it, or do not want it
+	chosen  bool      // spare has what is not wanted
+	done    bool      // everything that is wanted is there
+	known   []*candidate
+	free    [][]byte      // buffers of one piece
+	open    int           // pieces being fetched
+	usual   time.Duration // that a piece takes
+	down    int64         // bytes a second, lately
+	up      int64         // bytes a second, lately
+	chance  *rand.Rand
+	denied  []*conn // who asked when there was no room, the first one first
+	handout rules.Handout[*conn]
+	heard   []heard // from each tracker
+	gone    bool
 }
 
 // A candidate is a peer that a tracker told of.
@@ -73,19 +74,19 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		id:       newID(o.Seeder),
 		seeder:   o.Seeder,
 		trackers: slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(info.Trackers), o.Trackers...)))),
-		max:      maxNode,
+		max:      rules.MaxNode,
 		poke:     make(chan struct{}, 1),
 		left:     make(chan struct{}),
 		failed:   make(chan struct{}),
 		conns:    map[*conn]bool{},
 		copies:   make([]int32, len(info.Hashes)),
-		have:     newBitset(len(info.Hashes)),
-		spare:    newBitset(len(info.Hashes)),
+		have:     rules.NewSet(len(info.Hashes)),
+		spare:    rules.NewSet(len(info.Hashes)),
 		rank:     make([]int32, len(info.Hashes)),
 		chance:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	}
 	if o.Seeder {
-		t.max, t.handout = maxServed, newHandout(pieces)
+		t.max, t.handout = rules.MaxServed, rules.NewHandout[*conn](pieces.Preferred())
 	} else {
 		pieces.SetCopies(t.availability)
 	}
@@ -184,8 +185,7 @@ func (t *Torrent) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// tellLoop tells every connection of every new piece. A message to sixteen peers
-// for each piece costs more than the piece; what is told with others costs less.
+// tellLoop tells every connection of every new piece, a few of them together.
 func (t *Torrent) tellLoop(ctx context.Context) {
 	for {
 		more := t.sync()
@@ -193,17 +193,14 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 		for c := range t.conns {
 			c.wake()
 		}
-		batch := maxBatch
-		if t.down > 0 {
-			batch = time.Duration(float64(2*t.info.PieceLength) / float64(t.down) * float64(time.Second))
-		}
+		batch := rules.Batch(t.down, t.info.PieceLength)
 		t.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
 		case <-more:
 		}
-		sleep(ctx, min(max(minBatch, batch), maxBatch))
+		sleep(ctx, batch)
 	}
 }
 
@@ -215,7 +212,7 @@ func (t *Torrent) sync() <-chan struct{} {
 	fresh, more := t.pieces.Since(t.seen)
 	t.seen += len(fresh)
 	for _, n := range fresh {
-		t.have.set(n)
+		t.have.Add(n)
 		t.spares(n)
 		if t.seeder {
 			continue // see handOut
@@ -224,7 +221,7 @@ func (t *Torrent) sync() <-chan struct{} {
 		for c := range t.conns {
 			// One of ours that has the piece has no use for the news; a server
 			// counts the copies.
-			if !c.ours || !c.has.get(n) || c.origin == transport.FromServer {
+			if !c.ours || !c.has.Has(n) || c.origin == transport.FromServer {
 				c.enqueue(have)
 			}
 		}
@@ -260,12 +257,12 @@ func (t *Torrent) sync() <-chan struct{} {
 
 // spares notes that nobody need give us piece n.
 func (t *Torrent) spares(n int) {
-	if t.spare.get(n) {
+	if t.spare.Has(n) {
 		return
 	}
-	t.spare.set(n)
+	t.spare.Add(n)
 	for c := range t.conns {
-		c.useful -= btoi(c.has.get(n))
+		c.Useful -= btoi(c.has.Has(n))
 	}
 }
 
@@ -276,7 +273,7 @@ func (t *Torrent) judge(c *conn) {
 		c.close()
 		return
 	}
-	if interested := c.useful > 0; interested != c.interested {
+	if interested := c.Useful > 0; interested != c.interested {
 		c.interested = interested
 		kind := pp.NotInterested
 		if interested {
@@ -289,8 +286,7 @@ func (t *Torrent) judge(c *conn) {
 // manageLoop connects to peers, takes pieces back from those who stall, and
 // measures.
 func (t *Torrent) manageLoop(ctx context.Context) {
-	const often = 250 * time.Millisecond
-	tick := time.NewTicker(often)
+	tick := time.NewTicker(rules.Measured)
 	defer tick.Stop()
 	var received, sent int64
 	for {
@@ -304,30 +300,23 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 		case now := <-tick.C:
 			done, _, _, uploaded := t.pieces.Transfer()
 			t.mu.Lock()
-			t.down = lately(t.down, done-received, often)
-			t.up = lately(t.up, uploaded-sent, often)
+			t.down = rules.Lately(t.down, done-received)
+			t.up = rules.Lately(t.up, uploaded-sent)
 			if uploaded > sent {
-				t.sent = now
+				t.handout.Sent = now
 			}
 			received, sent = done, uploaded
 			t.stalls(now)
 			for c := range t.conns {
-				c.dry = false // another source may have given pieces up
+				c.Dry = false // another source may have given pieces up
 			}
 			t.fill(now)
 			t.greetLate(now)
-			t.expire(now)
+			t.handout.Expire(now)
 			t.handOut(now)
 			t.mu.Unlock()
 		}
 	}
-}
-
-// lately is a rate in bytes a second: what there was in the last moments, where
-// a moment without anything does not count for much.
-func lately(rate, bytes int64, in time.Duration) int64 {
-	now := bytes * int64(time.Second) / int64(in)
-	return max(now, rate-rate/8)
 }
 
 // lookAround wakes manageLoop.
@@ -385,7 +374,7 @@ func (t *Torrent) candidates(now time.Time) []*candidate {
 	}
 	var out []*candidate
 	for _, c := range t.known {
-		if count >= wanted || t.gone || t.failure != nil {
+		if count >= rules.Wanted || t.gone || t.failure != nil {
 			break
 		}
 		if c.dialing || met[c.id] || at[c.addr] || now.Before(c.next) || t.peer.isBanned(c.addr.Addr()) {
@@ -417,8 +406,8 @@ func (t *Torrent) dial(ctx context.Context, cand *candidate) {
 		cand.fails = 0
 	}
 	cand.dialing = false
-	cand.next = now.Add(time.Second << cand.fails) // 4 s at the most: servers come back
-	cand.fails = min(cand.fails+1, 2)
+	cand.next = now.Add(rules.Redial(cand.fails))
+	cand.fails++
 	t.lookAround()
 }
 
@@ -442,14 +431,14 @@ func (t *Torrent) attach(c *conn) bool {
 	}
 	most := t.max
 	if c.origin == transport.FromServer { // as it says
-		most += maxServers
+		most += rules.MaxServers
 	}
 	if len(t.conns) >= most && !t.room(c) {
 		return false
 	}
 	t.conns[c] = true
 	c.introduce()
-	c.met, t.idle = !c.ltep, false
+	c.Met, t.handout.Idle = !c.ltep, false
 	return true
 }
 
@@ -459,12 +448,12 @@ func (t *Torrent) room(c *conn) bool {
 	of := map[netip.Addr]int{}
 	var most *conn
 	for other := range t.conns {
-		of[other.host]++
-		if most == nil || of[other.host] > of[most.host] {
+		of[other.Host]++
+		if most == nil || of[other.Host] > of[most.Host] {
 			most = other
 		}
 	}
-	if most == nil || of[most.host] <= of[c.host]+1 {
+	if most == nil || of[most.Host] <= of[c.Host]+1 {
 		return false
 	}
 	most.close()
@@ -485,10 +474,10 @@ func (t *Torrent) detachLocked(c *conn) {
 	delete(t.conns, c)
 	t.denied = slices.DeleteFunc(t.denied, func(other *conn) bool { return other == c })
 	for n := range t.copies {
-		t.copies[n] -= int32(btoi(c.has.get(n)))
+		t.copies[n] -= int32(btoi(c.has.Has(n)))
 	}
 	t.abandon(c)
-	t.forget(c)
+	t.handout.Forget(c)
 	t.fill(time.Now())
 	t.handOut(time.Now())
 	t.lookAround()
@@ -496,15 +485,17 @@ func (t *Torrent) detachLocked(c *conn) {
 
 // gains notes that a connection's peer has piece n.
 func (t *Torrent) gains(c *conn, n int) {
-	if c.has.get(n) {
+	if c.has.Has(n) {
 		return
 	}
-	c.has.set(n)
-	c.dry = false
+	c.has.Add(n)
+	c.Dry = false
 	c.hasN++
 	t.copies[n]++
-	c.useful += btoi(!t.spare.get(n))
-	t.taken(c, n)
+	c.Useful += btoi(!t.spare.Has(n))
+	if t.seeder {
+		t.handout.Taken(c, n, time.Now())
+	}
 }
 
 func btoi(b bool) int {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"syscall"
@@ -11,29 +12,18 @@ import (
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 	"golang.org/x/sys/unix"
+
+	"rookery/transport/swarm/rules"
 )
 
-// What is sent to whom. A node feeds as many others as it is fed by, and each for
-// as long as it asks. It says no to the rest, and unchokes who was turned away when
-// there is a place. Who finds none for long gets that of who was fed longest, which
-// then looks for another: on the way of such moves, nodes without a place and places
-// without a node come together.
+// What is sent to whom is decided in package rules. A node feeds few others, says
+// no to the rest, and unchokes who was turned away when there is a place.
 const (
-	maxRequest  = 128 << 10              // bytes of one request
-	maxRequests = 1024                   // waiting requests of one peer
-	reqq        = 250                    // what we say of that: stock clients keep it
-	maxFed      = 4                      // nodes that get something at a time
-	fedFor      = 50 * time.Millisecond  // after a block has left: the next request is on its way
-	hungryAfter = 500 * time.Millisecond // of asking in vain
-	stuckAfter  = time.Second            // who takes nothing for so long keeps nobody else out
-	takeFor     = 45 * time.Second       // who takes nothing for so long is gone
-
-	// Blocks that leave at a time, of all torrents: each has its turn until it has
-	// left, so that pieces are complete one after the other, and fifty
-	// connections do not overflow the queues on the way.
-	maxTurns  = 8
-	turnAhead = 50 * time.Millisecond // what leaves in that time needs no turn
-	unsent    = 32 << 10              // bytes of a connection that the kernel keeps unsent
+	maxRequest  = 128 << 10        // bytes of one request
+	maxRequests = 1024             // waiting requests of one peer
+	reqq        = 250              // what we say of that: stock clients keep it
+	takeFor     = 45 * time.Second // who takes nothing for so long is gone
+	unsent      = 32 << 10         // bytes of a connection that the kernel keeps unsent
 )
 
 // ask queues what the peer wants.
@@ -80,53 +70,17 @@ func (c *conn) ask(r pp.RequestSpec) error {
 func (t *Torrent) takesOn(c *conn, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch fed := c.fed(now); {
-	case fed && c.leave:
-		c.leave, c.waits = false, now
-		return false
-	case fed:
-		return true
-	case t.places(now) > 0:
-	case c.waits.IsZero():
-		c.waits = now
-		return false
-	case now.Sub(c.waits) < hungryAfter || !t.makeRoom(now):
-		return false
-	}
-	c.fedSince, c.leave, c.waits = now, false, time.Time{}
-	return true
+	return rules.TakesOn(c, maps.Keys(t.conns), now)
 }
 
-// fed says whether a peer has a place. Strangers need none: they do not take a no.
-func (c *conn) fed(now time.Time) bool {
+// Takes is for rules.TakesOn.
+func (c *conn) Takes() *rules.Place { return &c.Place }
+
+// Fed says whether a peer has a place. Strangers need none: they do not take a no.
+func (c *conn) Fed(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	stuck := !c.writing.IsZero() && now.Sub(c.writing) > stuckAfter
-	return c.ours && !stuck && (c.queued > 0 || now.Sub(c.left) < fedFor)
-}
-
-// places is how many more peers there is a place for.
-func (t *Torrent) places(now time.Time) int {
-	places := maxFed
-	for c := range t.conns {
-		places -= btoi(c.fed(now))
-	}
-	return places
-}
-
-// makeRoom lets the peer that has been fed longest look for another place. What
-// it has asked for by now, it gets.
-func (t *Torrent) makeRoom(now time.Time) bool {
-	var longest *conn
-	for c := range t.conns {
-		if !c.leave && c.fed(now) && (longest == nil || c.fedSince.Before(longest.fedSince)) {
-			longest = c
-		}
-	}
-	if longest != nil {
-		longest.leave = true
-	}
-	return longest != nil
+	return c.ours && rules.Fed(c.queued, c.writing, c.left, now)
 }
 
 // turnedAway notes who is to hear when there is room. It has been told no of a
@@ -145,7 +99,7 @@ func (t *Torrent) turnedAway(c *conn) {
 func (t *Torrent) invite(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.denied) == 0 || t.places(now) <= 0 {
+	if len(t.denied) == 0 || rules.Places(maps.Keys(t.conns), now) <= 0 {
 		return
 	}
 	for _, c := range t.denied {
@@ -211,7 +165,7 @@ func (c *conn) write(ctx context.Context) error {
 			if wait == 0 {
 				c.mark(time.Time{})
 				end()
-				invite.Reset(fedFor)
+				invite.Reset(rules.FedFor)
 				continue
 			}
 			poll := time.NewTimer(wait)
@@ -224,7 +178,7 @@ func (c *conn) write(ctx context.Context) error {
 			select {
 			case turns <- struct{}{}:
 				// Who is too slow loses its turn.
-				turn = time.AfterFunc(stuckAfter, func() { <-turns })
+				turn = time.AfterFunc(rules.StuckAfter, func() { <-turns })
 				if err := c.putBlock(ctx, &buf); err != nil {
 					return err
 				}
@@ -301,7 +255,7 @@ func (c *conn) leaving() time.Duration {
 	c.t.mu.Lock()
 	rate := c.t.up
 	c.t.mu.Unlock()
-	rest := int64(c.unacked()) - max(stockBlock, rate*int64(turnAhead)/int64(time.Second))
+	rest := rules.Rest(c.unacked(), rate)
 	if rest <= 0 {
 		return 0
 	}
