@@ -344,25 +344,36 @@ func (p *Pieces) wantedN() (n int) {
 func (p *Pieces) Claim(rank func(n int) (int64, bool)) (n int, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n = -1
-	var best int64
-	for i := range p.has {
-		if p.has[i] || p.claimed[i] || !p.wants(i) || p.held && !p.preferred[i] {
-			continue
-		}
-		r, can := rank(i)
-		if !can {
-			continue
-		}
-		if n < 0 || p.preferred[i] && !p.preferred[n] || p.preferred[i] == p.preferred[n] && r < best {
-			n, best = i, r
-		}
-	}
+	n = Choose(p.claimable, p.preferred, rank)
 	if n < 0 {
 		return 0, false
 	}
 	p.claimed[n] = true
 	return n, true
+}
+
+// claimable are the pieces of which Claim has the choice, with mu held.
+func (p *Pieces) claimable(yield func(n int) bool) {
+	for n := range p.has {
+		if !p.has[n] && !p.claimed[n] && p.wants(n) && (!p.held || p.preferred[n]) && !yield(n) {
+			return
+		}
+	}
+}
+
+// Choose is what Claim chooses of some pieces, or -1.
+func Choose(pieces iter.Seq[int], preferred []bool, rank func(n int) (int64, bool)) int {
+	best, least := -1, int64(0)
+	for n := range pieces {
+		r, can := rank(n)
+		if !can {
+			continue
+		}
+		if best < 0 || preferred[n] && !preferred[best] || preferred[n] == preferred[best] && r < least {
+			best, least = n, r
+		}
+	}
+	return best
 }
 
 // Release gives up the claim on piece n.

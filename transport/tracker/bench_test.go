@@ -265,7 +265,7 @@ func TestCostOfAPeer(t *testing.T) {
 	if n := rec.Body.Len(); n > 100+6*maxAnswer {
 		t.Errorf("an answer has %d bytes, want %d at the most", n, 100+6*maxAnswer)
 	}
-	if got := tr.interval(tr.swarms[ours]); got != 30 {
+	if got := tr.swarms[ours].interval(tr.members); got != 30 {
 		t.Errorf("the interval is %d s, want 30", got)
 	}
 	if rec.Header().Get("Connection") != "close" {

@@ -87,6 +87,35 @@ func (s *group) is(p *peer, complete bool) {
 	p.complete = complete
 }
 
+// heard notes what p says of itself.
+func (s *group) heard(p *peer, server, complete, started bool) {
+	if server && len(s.servers) < maxServers && !slices.Contains(s.servers, p) {
+		s.servers = append(s.servers, p)
+	}
+	s.is(p, complete)
+	if started {
+		s.came(p)
+	}
+}
+
+// interval is for how many seconds a peer of one of the swarms, which have so many
+// members, need not come again. It is short, so that a server or tracker that comes
+// back is found again, and grows with the swarms to bound the load.
+func (s *group) interval(members int) int {
+	seconds := 10
+	if s.incomplete() > 0 {
+		seconds = 5
+	}
+	return min(60, seconds+members/400)
+}
+
+// gathers is for how long all who join are told together to each of so many who
+// wait: a crowd that comes and comes is answered a thousand times a second at the
+// most.
+func gathers(held int) time.Duration {
+	return 100*time.Millisecond + time.Duration(held)*time.Millisecond
+}
+
 // leave takes p out; the last one gets its place.
 func (s *group) leave(p *peer) {
 	last := len(s.peers) - 1
@@ -161,6 +190,11 @@ func (s *group) sweep(now time.Time, long time.Duration) {
 	}
 }
 
+// names are the peers that p is told of.
+func (s *group) names(p *peer, newcomers []*peer, want int, lot func(n int) int) []*peer {
+	return choose(p, s.peers, s.racks[p.rack], s.servers, newcomers, want, lot)
+}
+
 // answer names peers to p, which reaches this machine at local. A p that has
 // left is named nobody.
 func (s *group) answer(p *peer, newcomers []*peer, want int, local netip.Addr) response {
@@ -169,7 +203,7 @@ func (s *group) answer(p *peer, newcomers []*peer, want int, local netip.Addr) r
 		return out
 	}
 	p.lingers = s.incomplete() > btoi(!p.complete)
-	for _, q := range choose(p, s.peers, s.racks[p.rack], s.servers, newcomers, want, rand.IntN) {
+	for _, q := range s.names(p, newcomers, want, rand.IntN) {
 		ip := q.addr.Addr()
 		if q.here && local.IsValid() {
 			ip = local // the address under which the asker reaches this machine

@@ -74,7 +74,7 @@ func TestNewcomerIsToldAtOnce(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 		node(tr, 3).ask(t.Context(), "started", 30)
 		a, took := told()
-		if want := 2*time.Second + gather + perWaiter; took != want {
+		if want := 2*time.Second + gathers(1); took != want {
 			t.Errorf("told after %v, want %v", took, want)
 		}
 		if want := []string{"10.0.0.2:6881", "10.0.0.3:6881"}; !slices.Equal(a.addrs(), want) {
@@ -83,13 +83,13 @@ func TestNewcomerIsToldAtOnce(t *testing.T) {
 
 		// Who came while nobody waited is news as well.
 		node(tr, 4).ask(t.Context(), "started", 30)
-		if a, took := early.held(30)(); took != gather+perWaiter || len(a.addrs()) != 3 {
+		if a, took := early.held(30)(); took != gathers(1) || len(a.addrs()) != 3 {
 			t.Errorf("told of %v after %v", a.addrs(), took)
 		}
 		// And who begins anew where another was.
 		told = early.held(30)
 		node(tr, 4).ask(t.Context(), "started", 30)
-		if _, took := told(); took != gather+perWaiter {
+		if _, took := told(); took != gathers(1) {
 			t.Errorf("told of a restart after %v", took)
 		}
 	})
@@ -112,13 +112,13 @@ func TestWhatEndsTheWait(t *testing.T) {
 		{name: "a goodbye is no news", wait: 60, want: 5 * time.Second, do: func(_ *Tracker, peers []*member) {
 			peers[1].ask(context.Background(), "stopped", 0)
 		}},
-		{name: "the last one completes", wait: 60, want: 2*time.Second + gather + perWaiter, do: func(_ *Tracker, peers []*member) {
+		{name: "the last one completes", wait: 60, want: 2*time.Second + gathers(1), do: func(_ *Tracker, peers []*member) {
 			for _, p := range peers[1:] {
 				p.left = 0
 				p.ask(context.Background(), "completed", 0)
 			}
 		}},
-		{name: "the last one leaves", wait: 60, want: 2*time.Second + gather + perWaiter, do: func(_ *Tracker, peers []*member) {
+		{name: "the last one leaves", wait: 60, want: 2*time.Second + gathers(1), do: func(_ *Tracker, peers []*member) {
 			for _, p := range peers[1:] {
 				p.ask(context.Background(), "stopped", 0)
 			}

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,12 +38,6 @@ const (
 	// A peer that is not heard of for this long beyond its interval is gone:
 	// several intervals, for nodes whose network or processor is slow.
 	forget = 45 * time.Second
-
-	// Who waits hears of all who join within this time together. With each who
-	// waits it grows by perWaiter, so that a crowd that comes and comes is
-	// answered a thousand times a second at the most.
-	gather    = 100 * time.Millisecond
-	perWaiter = time.Millisecond
 
 	// Who is to come back later than this gets its connection closed: one that is
 	// open costs more memory than the peer itself.
@@ -96,22 +89,12 @@ func (t *Tracker) sweep(now time.Time) {
 	t.swept = now
 	members := 0
 	for hash, s := range t.swarms {
-		s.sweep(now, forget+time.Duration(t.interval(s))*time.Second)
+		s.sweep(now, forget+time.Duration(s.interval(t.members))*time.Second)
 		if members += len(s.peers); len(s.peers) == 0 {
 			delete(t.swarms, hash)
 		}
 	}
 	t.members = members
-}
-
-// interval is short, so that a server or tracker that comes back is found
-// again, and grows with the swarms to bound the load.
-func (t *Tracker) interval(s *group) int {
-	seconds := 10
-	if s.incomplete() > 0 {
-		seconds = 5
-	}
-	return min(60, seconds+t.members/400)
 }
 
 func (t *Tracker) rack(addr netip.Addr) string {
@@ -206,7 +189,7 @@ func (t *Tracker) announce(r *http.Request) (response, error) {
 	switch {
 	case p == nil:
 	case a.wait > 0 && a.event == "" && p.told > 0 && !p.waits && t.held < maxHeld:
-		newcomers = t.hold(r.Context(), s, p, time.Duration(min(a.wait, t.interval(s)))*time.Second)
+		newcomers = t.hold(r.Context(), s, p, time.Duration(min(a.wait, s.interval(t.members)))*time.Second)
 		if r.Context().Err() == nil {
 			p.seen = time.Now()
 		}
@@ -214,7 +197,7 @@ func (t *Tracker) announce(r *http.Request) (response, error) {
 		newcomers = s.newcomers(p, rand.IntN)
 	}
 	answer := s.answer(p, newcomers, a.want, local)
-	answer.Interval = t.interval(s)
+	answer.Interval = s.interval(t.members)
 	answer.Min = answer.Interval
 	if t.held < maxHeld {
 		answer.Wait = answer.Interval
@@ -239,14 +222,8 @@ func (t *Tracker) take(s *group, a announcement, addr netip.AddrPort, here bool)
 	if err != nil {
 		return nil, err
 	}
-	if bytes.HasPrefix(a.id[:], []byte("-RKS")) && len(s.servers) < maxServers && !slices.Contains(s.servers, p) {
-		s.servers = append(s.servers, p)
-	}
 	p.here, p.seen = here, time.Now()
-	s.is(p, a.left == 0)
-	if len(s.peers) > before || a.event == "started" {
-		s.came(p)
-	}
+	s.heard(p, bytes.HasPrefix(a.id[:], []byte("-RKS")), a.left == 0, len(s.peers) > before || a.event == "started")
 	return p, nil
 }
 
@@ -266,7 +243,7 @@ func (t *Tracker) hold(ctx context.Context, s *group, p *peer, d time.Duration) 
 			await(ctx, &t.mu, s.changed())
 			continue
 		}
-		timer := time.NewTimer(gather + time.Duration(t.held)*perWaiter)
+		timer := time.NewTimer(gathers(t.held))
 		await(ctx, &t.mu, timer.C)
 		timer.Stop()
 		if newcomers = s.newcomers(p, rand.IntN); len(newcomers) > 0 || s.settled(p) {
