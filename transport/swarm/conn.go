@@ -142,10 +142,11 @@ type conn struct {
 	interested   bool
 	held         bool // we do not read: a piece is being stored, or a limit waited for
 	open         []*download
-	late         int // blocks no longer wanted that may still come
-	rules.Feed       // as it gives
-	rules.Place      // as it takes
-	rules.Client     // as a server sees it; of all, the host
+	late         int  // blocks no longer wanted that may still come
+	expects      bool // a server: it is to be told of what it has offered
+	rules.Feed        // as it gives
+	rules.Place       // as it takes
+	rules.Client      // as a server sees it; of all, the host
 
 	denied int // piece that it asked for in vain, of the reader alone
 

@@ -185,13 +185,20 @@ func (t *Torrent) run(ctx context.Context) {
 	wg.Wait()
 }
 
+// tellServers is how often a server hears of pieces that it has not offered. It
+// only counts them, and every packet costs its uplink one that says it has come.
+const tellServers = time.Second
+
 // tellLoop tells every connection of every new piece, a few of them together.
 func (t *Torrent) tellLoop(ctx context.Context) {
 	for {
 		more := t.sync()
 		t.mu.Lock()
 		for c := range t.conns {
-			c.wake()
+			if c.origin != transport.FromServer || c.expects {
+				c.expects = false
+				c.wake()
+			}
 		}
 		batch := rules.Batch(t.down, t.info.PieceLength)
 		t.mu.Unlock()
@@ -223,6 +230,7 @@ func (t *Torrent) sync() <-chan struct{} {
 			// counts the copies.
 			if !c.ours || !c.has.Has(n) || c.origin == transport.FromServer {
 				c.enqueue(have)
+				c.expects = c.expects || c.has.Has(n)
 			}
 		}
 	}
@@ -289,6 +297,7 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 	tick := time.NewTicker(rules.Measured)
 	defer tick.Stop()
 	var received, sent int64
+	var told time.Time
 	for {
 		for _, cand := range t.candidates(time.Now()) {
 			t.peer.goRun(func() { t.dial(ctx, cand) })
@@ -307,7 +316,14 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 			}
 			received, sent = done, uploaded
 			t.stalls(now)
+			counts := now.Sub(told) >= tellServers
+			if counts {
+				told = now
+			}
 			for c := range t.conns {
+				if counts && c.origin == transport.FromServer {
+					c.wake()
+				}
 				c.Dry = false // another source may have given pieces up
 			}
 			t.fill(now)
