@@ -134,9 +134,12 @@ func (s Script) Check() error {
 	if len(s.Transports) == 0 {
 		return errors.New("transports: none given")
 	}
-	for _, t := range s.Transports {
+	for i, t := range s.Transports {
 		if !slices.Contains(Transports, t) {
 			return fmt.Errorf("transports: %.80q is not one of %s", t, strings.Join(Transports, ", "))
+		}
+		if slices.Contains(s.Transports[:i], t) {
+			return fmt.Errorf("transports: %q stands twice", t)
 		}
 	}
 	if len(s.Mirrors) > maxMirrors {

@@ -97,6 +97,7 @@ func TestScriptCheckNamesTheKey(t *testing.T) {
 		{"image.manifest", func(s *Script) { s.Image.Manifest = "sha256:12" }},
 		{"transports", func(s *Script) { s.Transports = []string{"pigeon"} }},
 		{"transports", func(s *Script) { s.Transports = nil }},
+		{"transports", func(s *Script) { s.Transports = []string{"http", "bittorrent", "http"} }},
 		{"layout", func(s *Script) { s.Layout.Partitions = nil }},
 		{"identity.hostname", func(s *Script) { s.Identity.Hostname = "-n" }},
 		{"identity.domain", func(s *Script) { s.Identity.Domain = "a..b" }},
