@@ -21,6 +21,7 @@ import (
 // The kinds of records, as documents and the store write them.
 const (
 	kindNode     = "Node"
+	kindGroup    = "Group"
 	kindLayout   = "Layout"
 	kindDefaults = "Defaults"
 )
@@ -35,8 +36,8 @@ const (
 	maxProblems  = 20 // that are told, of any number
 )
 
-// A File is YAML documents, each a record: "kind: Node", "kind: Layout" or
-// "kind: Defaults".
+// A File is YAML documents, each a record: "kind: Node", "kind: Group",
+// "kind: Layout" or "kind: Defaults".
 type File struct {
 	Name string `json:"name"` // for messages
 	Data string `json:"data"`
@@ -81,9 +82,7 @@ func (p Problems) Error() string {
 // A document is one record on its way in.
 type document struct {
 	kind, name string
-	node       Node
-	layout     disklayout.Layout
-	defaults   Settings
+	value      any // Node, Group, disklayout.Layout or Settings
 
 	file string
 	yaml *yaml.Node // the mapping it was read from; nil when it is not from a file
@@ -121,17 +120,16 @@ func lineOf(mapping *yaml.Node, key string) int {
 
 // check says what is wrong with d by itself.
 func (d document) check() error {
-	switch d.kind {
-	case kindNode:
-		return d.node.check()
-	case kindDefaults:
-		return d.defaults.check()
-	}
-	if d.name == "" {
-		return bad("name", "missing")
-	}
-	if err := d.layout.Check(); err != nil {
-		return bad("partitions", "%s", strings.TrimPrefix(strings.TrimPrefix(err.Error(), "layout: "), "partitions: "))
+	switch v := d.value.(type) {
+	case disklayout.Layout:
+		if d.name == "" {
+			return bad("name", "missing")
+		}
+		if err := v.Check(); err != nil {
+			return bad("partitions", "%s", strings.TrimPrefix(strings.TrimPrefix(err.Error(), "layout: "), "partitions: "))
+		}
+	case interface{ check() error }:
+		return v.check()
 	}
 	return nil
 }
@@ -204,6 +202,10 @@ func decode(file string, y *yaml.Node) (document, Problems) {
 		Kind string `yaml:"kind"`
 		Node `yaml:",inline"`
 	}
+	var group struct {
+		Kind  string `yaml:"kind"`
+		Group `yaml:",inline"`
+	}
 	var layout struct {
 		Kind              string `yaml:"kind"`
 		Name              string `yaml:"name"`
@@ -217,12 +219,14 @@ func decode(file string, y *yaml.Node) (document, Problems) {
 	switch d.kind {
 	case kindNode:
 		into = &node
+	case kindGroup:
+		into = &group
 	case kindLayout:
 		into = &layout
 	case kindDefaults:
 		into, d.name = &defaults, defaultsName
 	default:
-		return d, Problems{{File: file, Line: lineOf(y, "kind"), Key: "kind", Reason: fmt.Sprintf("%.80q is not one of Node, Layout, Defaults", d.kind)}}
+		return d, Problems{{File: file, Line: lineOf(y, "kind"), Key: "kind", Reason: fmt.Sprintf("%.80q is not one of Node, Group, Layout, Defaults", d.kind)}}
 	}
 	// The library also refuses keys that stand twice and aliases that multiply,
 	// so it comes first.
@@ -242,7 +246,9 @@ func decode(file string, y *yaml.Node) (document, Problems) {
 	if problems != nil {
 		return d, problems
 	}
-	d.node, d.layout, d.defaults = node.Node.normal(), layout.Layout, defaults.Settings
+	d.value = map[string]any{
+		kindNode: node.Node.normal(), kindGroup: group.Group, kindLayout: layout.Layout, kindDefaults: defaults.Settings,
+	}[d.kind]
 	return d, nil
 }
 
@@ -331,18 +337,40 @@ func yamlProblems(file string, y *yaml.Node, err error) Problems {
 	return problems
 }
 
+// get is the record of that kind and name.
+func (r records) get(kind, name string) (value any, ok bool) {
+	switch kind {
+	case kindNode:
+		value, ok = r.nodes[name]
+	case kindGroup:
+		value, ok = r.groups[name]
+	case kindLayout:
+		value, ok = r.layouts[name]
+	case kindDefaults:
+		value, ok = r.defaults, true
+	}
+	return value, ok
+}
+
+// set writes a record to r's own maps.
+func (r *records) set(name string, value any) {
+	switch v := value.(type) {
+	case Node:
+		r.nodes[name] = v
+	case Group:
+		r.groups[name] = v
+	case disklayout.Layout:
+		r.layouts[name] = v
+	case Settings:
+		r.defaults = v
+	}
+}
+
 // with is r after docs; r stays as it is.
 func (r records) with(docs []document) records {
-	r.nodes, r.layouts = maps.Clone(r.nodes), maps.Clone(r.layouts)
+	r.nodes, r.groups, r.layouts = maps.Clone(r.nodes), maps.Clone(r.groups), maps.Clone(r.layouts)
 	for _, d := range docs {
-		switch d.kind {
-		case kindNode:
-			r.nodes[d.name] = d.node
-		case kindLayout:
-			r.layouts[d.name] = d.layout
-		case kindDefaults:
-			r.defaults = d.defaults
-		}
+		r.set(d.name, d.value)
 	}
 	return r
 }
@@ -357,19 +385,23 @@ func (r records) check(ctx context.Context, docs []document, images Images) Prob
 	about := map[string]bool{}
 	shared := -1 // the document that touches nodes other than its own
 	for i, d := range docs {
-		if d.kind == kindDefaults {
-			if err := after.checkDefaults(ctx, images); err != nil {
-				return Problems{d.problem(err)} // that of every node without its own, too
+		var err error
+		switch v := d.value.(type) {
+		case Node:
+			about[d.name] = true
+			if err := after.checkNode(ctx, v, idsAfter, images); err != nil {
+				problems = append(problems, d.problem(err))
 			}
-		}
-		if d.kind != kindNode {
-			shared = i
 			continue
+		case Group:
+			err = after.checkShared(ctx, v.Settings, images)
+		case Settings:
+			err = after.checkShared(ctx, v, images)
 		}
-		about[d.name] = true
-		if err := after.checkNode(ctx, d.node, idsAfter, images); err != nil {
-			problems = append(problems, d.problem(err))
+		if err != nil {
+			return Problems{d.problem(err)} // that of every node without its own, too
 		}
+		shared = i
 	}
 	if shared < 0 {
 		return problems
@@ -412,18 +444,13 @@ func (f *Fleet) apply(ctx context.Context, docs []document) (done []string, err 
 	}
 	var changes []change
 	for _, d := range docs {
-		verb := "changed"
-		switch d.kind {
-		case kindNode:
-			was, known := f.records.nodes[d.name]
-			if known && reflect.DeepEqual(was, d.node) {
-				continue
-			}
-			changes = append(changes, change{kind: kindNode, name: d.name, value: d.node})
-			if !known {
-				verb = "created"
-			}
-			if do := d.node.Boot; !known || do != was.Boot && do != "" {
+		was, known := f.records.get(d.kind, d.name)
+		if known && reflect.DeepEqual(was, d.value) {
+			continue
+		}
+		changes = append(changes, change{d.kind, d.name, d.value})
+		if n, ok := d.value.(Node); ok {
+			if do := n.Boot; !known || do != was.(Node).Boot && do != "" {
 				if do == "" {
 					do = wire.Install
 				}
@@ -431,20 +458,10 @@ func (f *Fleet) apply(ctx context.Context, docs []document) (done []string, err 
 				m.status = m.status.request(do, newID())
 				changes = append(changes, m.change(d.name))
 			}
-		case kindLayout:
-			was, known := f.records.layouts[d.name]
-			if known && reflect.DeepEqual(was, d.layout) {
-				continue
-			}
-			changes = append(changes, change{kind: kindLayout, name: d.name, value: d.layout})
-			if !known {
-				verb = "created"
-			}
-		case kindDefaults:
-			if reflect.DeepEqual(f.records.defaults, d.defaults) {
-				continue
-			}
-			changes = append(changes, change{kind: kindDefaults, name: d.name, value: d.defaults})
+		}
+		verb := "created"
+		if known {
+			verb = "changed"
 		}
 		done = append(done, d.title()+" "+verb)
 	}

@@ -111,12 +111,12 @@ type savedMachine struct {
 func New(ctx context.Context, c Config) (*Fleet, error) {
 	f := &Fleet{
 		Config:    c,
-		records:   records{nodes: map[string]Node{}, layouts: map[string]disklayout.Layout{}, server: c.Server},
+		records:   records{nodes: map[string]Node{}, groups: map[string]Group{}, layouts: map[string]disklayout.Layout{}, server: c.Server},
 		machines:  map[string]machine{},
 		revisions: map[[2]string]uint64{},
 		news:      make(chan struct{}),
 	}
-	for _, kind := range []string{kindNode, kindLayout, kindDefaults, kindStatus} {
+	for _, kind := range []string{kindNode, kindGroup, kindLayout, kindDefaults, kindStatus} {
 		all, err := c.Store.List(ctx, kind)
 		if err != nil {
 			return nil, fmt.Errorf("fleet: %w", err)
@@ -139,6 +139,11 @@ func (f *Fleet) load(r store.Record) error {
 		err := json.Unmarshal(r.Value, &n)
 		f.records.nodes[r.Name] = n
 		return err
+	case kindGroup:
+		var g Group
+		err := json.Unmarshal(r.Value, &g)
+		f.records.groups[r.Name] = g
+		return err
 	case kindLayout:
 		var l disklayout.Layout
 		err := json.Unmarshal(r.Value, &l)
@@ -159,7 +164,7 @@ func (f *Fleet) load(r store.Record) error {
 // A change is a new value of a record; without one the record is deleted.
 type change struct {
 	kind, name string
-	value      any // Node, disklayout.Layout, Settings or machine
+	value      any // a document's, or machine
 }
 
 func (m machine) change(node string) change { return change{kindStatus, node, m} }
@@ -200,26 +205,25 @@ func (f *Fleet) publish(revision uint64, changes []change) {
 	defer f.mu.Unlock()
 	// Records are few and change seldom: whoever reads them holds on to a map
 	// that nobody writes to.
-	f.records.nodes, f.records.layouts = cloneIf(kindNode, changes, f.records.nodes), cloneIf(kindLayout, changes, f.records.layouts)
+	r := &f.records
+	r.nodes, r.groups, r.layouts = cloneIf(kindNode, changes, r.nodes), cloneIf(kindGroup, changes, r.groups), cloneIf(kindLayout, changes, r.layouts)
 	for _, c := range changes {
 		f.revisions[[2]string{c.kind, c.name}] = revision
 		switch v := c.value.(type) {
-		case Node:
-			f.records.nodes[c.name] = v
-		case disklayout.Layout:
-			f.records.layouts[c.name] = v
-		case Settings:
-			f.records.defaults = v
 		case machine:
 			f.machines[c.name] = v
 		case nil:
 			delete(f.revisions, [2]string{c.kind, c.name})
 			switch c.kind {
 			case kindNode:
-				delete(f.records.nodes, c.name)
+				delete(r.nodes, c.name)
+			case kindGroup:
+				delete(r.groups, c.name)
 			case kindStatus:
 				delete(f.machines, c.name)
 			}
+		default:
+			r.set(c.name, v)
 		}
 	}
 	if slices.ContainsFunc(changes, func(c change) bool { return c.kind == kindNode }) {
@@ -313,7 +317,7 @@ func (f *Fleet) Put(ctx context.Context, n Node) error {
 }
 
 func (f *Fleet) put(ctx context.Context, n Node) error {
-	d := document{kind: kindNode, name: n.Name, node: n.normal()}
+	d := document{kind: kindNode, name: n.Name, value: n.normal()}
 	if err := d.check(); err != nil {
 		return Problems{d.problem(err)}
 	}
@@ -330,6 +334,21 @@ func (f *Fleet) Delete(ctx context.Context, name string) error {
 	}
 	f.Log.Info("node deleted", "node", name)
 	return f.save(ctx, change{kindNode, name, nil}, change{kindStatus, name, nil})
+}
+
+// DeleteGroup forgets a group. ErrConflict while a node is in it.
+func (f *Fleet) DeleteGroup(ctx context.Context, name string) error {
+	f.changing.Lock()
+	defer f.changing.Unlock()
+	g, ok := f.records.groups[name]
+	if !ok {
+		return fmt.Errorf("group %s: %w", name, ErrNotFound)
+	}
+	if in := f.records.groupView(g).Nodes; len(in) > 0 {
+		return conflict{fmt.Errorf("group %s: node %s is in it", name, in[0])}
+	}
+	f.Log.Info("group deleted", "group", name)
+	return f.save(ctx, change{kindGroup, name, nil})
 }
 
 // Install asks for a new installation of a node, at its next start from the

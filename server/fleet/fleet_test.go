@@ -332,6 +332,125 @@ downloadLimit: none
 	}
 }
 
+// What a node leaves out comes from its groups by priority, then by the order in
+// which it names them, then from the Defaults, then from the program.
+func TestGroups(t *testing.T) {
+	s := newSite(t)
+	done := s.apply(`
+kind: Defaults
+transports: [http]
+domain: example.org
+console: ttyS0,115200
+---
+kind: Group
+name: compute
+image: debian12
+transports: [bittorrent]
+mirrors: ["http://10.0.0.2/layers/"]
+uploadLimit: 10MB
+domain: compute.example.org
+---
+kind: Group
+name: slow
+priority: 5
+transports: [http, bittorrent]
+downloadLimit: 1MB
+---
+kind: Group
+name: gpu
+uploadLimit: 20MB
+downloadLimit: 20MB
+mirrors: ["http://10.0.0.3/layers/"]
+---
+kind: Group
+name: empty
+priority: -1
+---
+kind: Node
+name: n1
+macs: [52:54:00:00:00:01]
+groups: [gpu, empty, compute, slow]
+domain: n1.example.org
+---
+kind: Node
+name: n2
+macs: [52:54:00:00:00:02]
+groups: [compute]
+transports: []
+---
+kind: Node
+name: n3
+macs: [52:54:00:00:00:03]
+image: debian12
+`)
+	if len(done) != 8 || done[1] != "group compute created" {
+		t.Errorf("Apply did %q", done)
+	}
+	for range 2 {
+		for name, want := range map[string]string{
+			"n1": "image=debian12 (group compute) domain=n1.example.org (the node's record) console=ttyS0,115200 (the Defaults) transports=[http bittorrent] (group slow) mirrors=[http://10.0.0.3/layers/] (group gpu) uploadLimit=20MB (group gpu) downloadLimit=1MB (group slow)",
+			"n2": "image=debian12 (group compute) domain=compute.example.org (group compute) console=ttyS0,115200 (the Defaults) transports=[bittorrent] (group compute) mirrors=[http://10.0.0.2/layers/] (group compute) uploadLimit=10MB (group compute)",
+			"n3": "image=debian12 (the node's record) domain=example.org (the Defaults) console=ttyS0,115200 (the Defaults) transports=[http] (the Defaults)",
+		} {
+			var got []string
+			v := s.node(name)
+			for _, set := range v.Settings {
+				if set.From != "the program" {
+					got = append(got, fmt.Sprintf("%s=%v (%s)", set.Key, set.Value, set.From))
+				}
+			}
+			if strings.Join(got, " ") != want || v.Wants != "debian12" {
+				t.Errorf("%s has %s\nwant   %s", name, strings.Join(got, " "), want)
+			}
+		}
+		if got := fmt.Sprint(s.node("n1").Groups); got != "[slow gpu compute empty]" {
+			t.Errorf("groups of n1: %s", got)
+		}
+		s.restart()
+	}
+	_, script := s.script(s.hello(boots[0], mac1).Token)
+	if strings.Join(script.Transports, " ") != "http bittorrent" || script.Upload != 20e6 || script.Download != 1e6 || script.Identity.Domain != "n1.example.org" || script.SeedFor != 60 {
+		t.Errorf("script is %+v", script)
+	}
+
+	// A group that changes is another for all who are in it.
+	s.apply("kind: Group\nname: compute\nimage: debian12\ntransports: [http]\n")
+	if _, script := s.script(s.hello(boots[1], mac2).Token); strings.Join(script.Transports, " ") != "http" || script.Upload != 0 {
+		t.Errorf("script is %+v", script)
+	}
+	if v := s.node("n2"); v.Next != wire.Install || v.Settings[2].From != "the Defaults" {
+		t.Errorf("n2 is %+v", v)
+	}
+}
+
+func TestAGroupInUseStays(t *testing.T) {
+	s := newSite(t)
+	s.apply("kind: Group\nname: a\n---\nkind: Group\nname: b\n---\n" + oneNode + "groups: [a, b]\n")
+	all := s.Groups()
+	if len(all) != 2 || all[0].Name != "a" || fmt.Sprint(all[1].Nodes) != "[n1]" {
+		t.Errorf("Groups: %+v", all)
+	}
+	if err := s.DeleteGroup(t.Context(), "a"); !errors.Is(err, fleet.ErrConflict) || err.Error() != "group a: node n1 is in it" {
+		t.Errorf("DeleteGroup: %v", err)
+	}
+	if err := s.Edit(t.Context(), "n1", func(n *fleet.Node) error { n.Groups = []string{"b", "c"}; return nil }); fmt.Sprint(err) != `node n1: groups: no group "c"` {
+		t.Errorf("Edit: %v", err)
+	}
+	if err := s.Edit(t.Context(), "n1", func(n *fleet.Node) error { n.Groups[0] = "b"; n.Groups = n.Groups[:1]; return nil }); err != nil {
+		t.Errorf("Edit: %v", err)
+	}
+	if err := s.DeleteGroup(t.Context(), "a"); err != nil {
+		t.Errorf("DeleteGroup: %v", err)
+	}
+	s.restart()
+	if all := s.Groups(); len(all) != 1 || all[0].Name != "b" {
+		t.Errorf("Groups: %+v", all)
+	}
+	if err := s.DeleteGroup(t.Context(), "a"); !errors.Is(err, fleet.ErrNotFound) {
+		t.Errorf("DeleteGroup: %v, want %v", err, fleet.ErrNotFound)
+	}
+}
+
 // A node that no record gives a layout has that of its image.
 func TestTheLayoutOfTheImage(t *testing.T) {
 	const (
@@ -344,6 +463,7 @@ func TestTheLayoutOfTheImage(t *testing.T) {
 		root                    string // name of the partition for /
 	}{
 		{"of the node", label, small + node + "layout: small\n", "layout small of the node's record", "root"},
+		{"of a group", label, small + "kind: Group\nname: a\nlayout: small\n---\n" + node + "groups: [a]\n", "layout small of group a", "root"},
 		{"of the Defaults", label, small + "kind: Defaults\nlayout: small\n---\n" + node, "layout small of the Defaults", "root"},
 		{"of the image", label, small + node, "layout of image debian12:1", "golden"},
 		{"of the program", "", small + node, "the program's own layout", "root"},
@@ -437,8 +557,12 @@ partitions:
 - {name: root, size: "*", type: linux, fs: ext4, mount: /}
 - {name: esp, size: 64MiB, type: esp, fs: vfat, mount: /boot/efi}
 ---
+kind: Group
+name: used
+---
 kind: Node
 name: n0
+groups: [used]
 macs: [52:54:00:00:00:10]
 uuid: 12345678-9abc-def0-1234-56789abcdef0
 address: 10.0.0.10/24
@@ -452,8 +576,8 @@ layout: small
 		{"unknown key in a layout", "kind: Layout\nname: l\npartitions:\n- name: root\n  sise: 1MiB\n", "f.yaml:5: layout l: sise: unknown key"},
 		{"all unknown keys", node("a: 1", "b: 2"), "f.yaml:3: node n1: a: unknown key\nf.yaml:4: node n1: b: unknown key"},
 		{"in the second document", "---\n" + node(mac, image) + "\n---\nkind: Node\nname: n2\nfoo: bar\n", "f.yaml:9: node n2: foo: unknown key"},
-		{"unknown kind", "kind: Nod\nname: n1\n", `f.yaml:1: kind: "Nod" is not one of Node, Layout, Defaults`},
-		{"no kind", "name: n1\n", `f.yaml:1: kind: "" is not one of Node, Layout, Defaults`},
+		{"unknown kind", "kind: Nod\nname: n1\n", `f.yaml:1: kind: "Nod" is not one of Node, Group, Layout, Defaults`},
+		{"no kind", "name: n1\n", `f.yaml:1: kind: "" is not one of Node, Group, Layout, Defaults`},
 		{"not a mapping", "- a\n- b\n", "f.yaml:1: want keys and values"},
 		{"no YAML", "kind: Node\nname: [\n", "f.yaml:2: did not find expected node content"},
 		{"key twice", node(mac, image, image), `f.yaml:5: image: mapping key "image" already defined at line 4`},
@@ -471,7 +595,21 @@ layout: small
 		{"bad gateway", node(mac, image, "gateway: router"), `f.yaml:5: node n1: gateway: "router" is not an IP address`},
 		{"gateway elsewhere", node(mac, image, "address: 10.0.0.7/24", "gateway: 10.0.1.1"), "f.yaml:6: node n1: gateway: 10.0.1.1 is not another machine of 10.0.0.0/24"},
 		{"bad domain", node(mac, image, "domain: exa mple"), `f.yaml:5: node n1: domain: "exa mple": want letters a-z, digits and hyphens`},
-		{"bad transport", node(mac, image, "transports: [pigeon]"), `f.yaml:5: node n1: transports: "pigeon" is not one of bittorrent, http`},
+		{"bad transport", node(mac, image, "transports: [pigeon]"), `f.yaml:5: node n1: transports: "pigeon" is not one of ` + strings.Join(wire.Transports, ", ")},
+		{"transport twice", node(mac, image, "transports: [http, bittorrent, http]"), `f.yaml:5: node n1: transports: "http" stands twice`},
+		{"transport twice for all", "kind: Defaults\ntransports: [http, http]\n", `f.yaml:2: defaults: transports: "http" stands twice`},
+		{"group twice", node(mac, image, "groups: [a, a]"), `f.yaml:5: node n1: groups: "a" stands twice`},
+		{"unknown group", node(mac, image, "groups: [used, b]"), `f.yaml:5: node n1: groups: no group "b"`},
+		{"group without a name", "kind: Group\npriority: 1\n", `f.yaml:1: group: name: "" has 0 characters, want 1 to 63`},
+		{"group with a bad name", "kind: Group\nname: a, b\n", `f.yaml:2: group a, b: name: "a, b": want letters a-z, digits and hyphens`},
+		{"unknown key of a group", "kind: Group\nname: a\nmacs: []\n", `f.yaml:3: group a: macs: unknown key`},
+		{"priority that is no number", "kind: Group\nname: a\npriority: high\n", "f.yaml:3: group a: priority: `high` is not a whole number"},
+		{"bad transport of a group", "kind: Group\nname: a\ntransports: [pigeon]\n", `f.yaml:3: group a: transports: "pigeon" is not one of ` + strings.Join(wire.Transports, ", ")},
+		{"bad limit of a group", "kind: Group\nname: a\nuploadLimit: 10%\n", `f.yaml:3: group a: uploadLimit: "10%" is not a rate: want bytes a second, such as 10MB or 512KiB, or none`},
+		{"missing image of a group", "kind: Group\nname: a\nimage: debian13\n", `f.yaml:3: group a: image: "debian13": not found`},
+		{"missing layout of a group", "kind: Group\nname: a\nlayout: big\n", `f.yaml:3: group a: layout: no layout "big"`},
+		{"group that spoils a node", "kind: Group\nname: used\ngateway: 10.9.9.9\n", "f.yaml:3: group used: gateway: spoils node n0: 10.9.9.9 is not another machine of 10.0.0.0/24"},
+		{"group twice in files", "kind: Group\nname: a\n---\nkind: Group\nname: a\n", "f.yaml:4: group a: stands in f.yaml:1 too"},
 		{"bad mirror", node(mac, image, "mirrors: ['http://10.0.0.2/layers/', 'https://10.0.0.2/layers/']"), `f.yaml:5: node n1: mirrors: "https://10.0.0.2/layers/" is not the URL of layers without their digest, such as http://192.0.2.2:5000/v2/NAME/blobs/`},
 		{"limit that is a share", node(mac, image, "uploadLimit: 10%"), `f.yaml:5: node n1: uploadLimit: "10%" is not a rate: want bytes a second, such as 10MB or 512KiB, or none`},
 		{"limit that nothing passes", node(mac, image, "downloadLimit: 1kB"), `f.yaml:5: node n1: downloadLimit: 1000 bytes a second, want 0 or at least 16384`},
@@ -483,7 +621,7 @@ layout: small
 		{"missing layout of all", "kind: Defaults\nlayout: big\n", `f.yaml:2: defaults: layout: no layout "big"`},
 		{"empty layout", "kind: Layout\nname: l\npartitions: []\n", "f.yaml:3: layout l: partitions: there are none"},
 		{"address of the server", node(mac, image, "address: 10.0.0.1/24"), "f.yaml:5: node n1: address: 10.0.0.1 is the server's own"},
-		{"no image", node(mac), "f.yaml:1: node n1: image: missing, and the Defaults name none"},
+		{"no image", node(mac), "f.yaml:1: node n1: image: missing, and neither a group nor the Defaults name one"},
 		{"missing layout", node(mac, image, "layout: big"), `f.yaml:5: node n1: layout: no layout "big"`},
 		{"MAC of another node", node("macs: [52-54-00-00-00-10]", image), "f.yaml:3: node n1: macs: 52:54:00:00:00:10 is that of n0 too"},
 		{"UUID of another node", node("uuid: 12345678-9ABC-def0-1234-56789abcdef0", image), "f.yaml:3: node n1: uuid: 12345678-9abc-def0-1234-56789abcdef0 is that of n0 too"},
@@ -660,7 +798,7 @@ func TestEventsTellTheStoryAfterARestart(t *testing.T) {
 
 func TestWhatCannotBeSavedDidNotHappen(t *testing.T) {
 	s := newSite(t)
-	s.apply(oneNode)
+	s.apply(oneNode + "---\nkind: Group\nname: idle\n")
 	full := &fullStore{Store: s.store}
 	s.store = full
 	s.restart()
@@ -677,6 +815,7 @@ func TestWhatCannotBeSavedDidNotHappen(t *testing.T) {
 	fails("Report", s.Report(t.Context(), token, []wire.Event{e}))
 	fails("Install", s.Install(t.Context(), "n1"))
 	fails("Delete", s.Delete(t.Context(), "n1"))
+	fails("DeleteGroup", s.DeleteGroup(t.Context(), "idle"))
 	fails("Put", s.Put(t.Context(), fleet.Node{Name: "n2", MACs: []string{mac2}, Boot: wire.Local}))
 	_, err := s.Hello(t.Context(), hello(boots[1], mac1))
 	fails("Hello", err)
@@ -707,6 +846,7 @@ func (s *fullStore) Put(ctx context.Context, records ...store.Record) (uint64, e
 func FuzzApply(f *testing.F) {
 	for _, seed := range []string{
 		oneNode, "kind: Layout\nname: a\npartitions: [&a {name: x}, *a]\n", "kind: Defaults\n<<: {domain: x}\n",
+		"kind: Group\nname: g\npriority: 3\ntransports: [http]\n---\n" + oneNode + "groups: [g]\n",
 		"a: &a [*a]\n", "---\n---\n...\n", "kind: Node\nkind: Node\n", "\xff", "kind: Node\nname: n1\nmacs: &m [*m]\n", "? [a]\n: b\n",
 		"kind: Node\nname: n1\nserial: s\nboot: local\naddress: ::ffff:1.2.3.4/96\ngateway: 1.2.3.4\n",
 	} {

@@ -2,12 +2,14 @@ package fleet
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -34,11 +36,22 @@ type Node struct {
 	// that is installed stays so, however often its record is applied.
 	Boot wire.Do `json:"boot,omitempty" yaml:"boot,omitempty"`
 
+	Groups []string `json:"groups,omitempty" yaml:"groups,omitempty"` // names of Group records
+
 	Settings `yaml:",inline"`
 }
 
-// Settings are what nodes can share; what a node leaves out comes from the
-// Defaults record, and then from the program.
+// A Group is settings that some nodes share. Where a node's groups differ, that
+// with the highest Priority counts; of equal ones that which the node names first.
+type Group struct {
+	Name     string `json:"name" yaml:"name"`
+	Priority int    `json:"priority,omitempty" yaml:"priority,omitempty"`
+
+	Settings `yaml:",inline"`
+}
+
+// Settings are what nodes can share; what a node leaves out comes from its
+// groups, then from the Defaults record, and then from the program.
 type Settings struct {
 	Image          string      `json:"image,omitempty" yaml:"image,omitempty"`   // "debian12", "debian12:1"
 	Layout         string      `json:"layout,omitempty" yaml:"layout,omitempty"` // name of a Layout record
@@ -101,25 +114,86 @@ var program = Settings{
 // can see them.
 type records struct {
 	nodes    map[string]Node
+	groups   map[string]Group
 	layouts  map[string]disklayout.Layout
 	defaults Settings
 
 	server netip.Addr // its own address; zero when it is not known
 }
 
-func (r records) settings(n Node) Settings { return n.Settings.over(r.defaults).over(program) }
+// A level is what one record says of a node, or the program.
+type level struct {
+	of string // "the node's record", "group compute", "the Defaults", "the program"
+	Settings
+}
 
-// layoutOf is the layout for a node with an image, and where it comes from: its
-// record, the Defaults, the image, or the program.
+// levels are all that have a say in n's settings. What an earlier one says counts.
+func (r records) levels(n Node) []level {
+	all := []level{{"the node's record", n.Settings}}
+	for _, g := range r.groupsOf(n) {
+		all = append(all, level{"group " + g.Name, g.Settings})
+	}
+	return append(all, level{"the Defaults", r.defaults}, level{"the program", program})
+}
+
+// groupsOf are n's groups by priority, the highest first.
+func (r records) groupsOf(n Node) []Group {
+	var all []Group
+	for _, name := range n.Groups {
+		if g, ok := r.groups[name]; ok {
+			all = append(all, g)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Group) int { return cmp.Compare(b.Priority, a.Priority) })
+	return all
+}
+
+func (r records) settings(n Node) Settings {
+	s := n.Settings
+	for _, g := range r.groupsOf(n) {
+		s = s.over(g.Settings)
+	}
+	return s.over(r.defaults).over(program)
+}
+
+// A Setting is the value of one key of a node's settings, and who says so.
+type Setting struct {
+	Key   string `json:"key"` // as in records
+	Value any    `json:"value"`
+	From  string `json:"from"` // "the node's record", "group compute", "the Defaults", "the program"
+}
+
+// settingsFrom are n's settings in the order in which records have them.
+func (r records) settingsFrom(n Node) []Setting {
+	var all []Setting
+	levels, keys := r.levels(n), reflect.TypeFor[Settings]()
+	for i := range keys.NumField() {
+		for _, l := range levels {
+			if v := reflect.ValueOf(l.Settings).Field(i); said(v) {
+				key, _, _ := strings.Cut(keys.Field(i).Tag.Get("json"), ",")
+				all = append(all, Setting{key, v.Interface(), l.of})
+				break
+			}
+		}
+	}
+	return all
+}
+
+// said is whether a value of Settings says anything: an empty list does not.
+func said(v reflect.Value) bool {
+	return !v.IsZero() && (v.Kind() != reflect.Slice || v.Len() > 0)
+}
+
+// layoutOf is the layout for a node with an image, and where it comes from: a
+// record, the image, or the program.
 func (r records) layoutOf(n Node, image Image) (l disklayout.Layout, from string, err error) {
-	switch {
-	case n.Layout != "":
-		l, err = r.layout(n.Layout)
-		return l, fmt.Sprintf("layout %s of the node's record", n.Layout), err
-	case r.defaults.Layout != "":
-		l, err = r.layout(r.defaults.Layout)
-		return l, fmt.Sprintf("layout %s of the Defaults", r.defaults.Layout), err
-	case image.Layout != "":
+	for _, level := range r.levels(n) {
+		if level.Layout != "" {
+			l, err = r.layout(level.Layout)
+			return l, fmt.Sprintf("layout %s of %s", level.Layout, level.of), err
+		}
+	}
+	if image.Layout != "" {
 		if err = wire.Strict([]byte(image.Layout), &l); err == nil {
 			err = l.Check()
 		}
@@ -174,6 +248,7 @@ func (n Node) normal() Node {
 // clone is n with lists of its own.
 func (n Node) clone() Node {
 	n.MACs = slices.Clone(n.MACs)
+	n.Groups = slices.Clone(n.Groups)
 	n.Nameservers = slices.Clone(n.Nameservers)
 	n.AuthorizedKeys = slices.Clone(n.AuthorizedKeys)
 	n.Transports = slices.Clone(n.Transports)
@@ -225,7 +300,20 @@ func (n Node) check() error {
 			return bad("address", "%s is not the address of one machine", n.Address)
 		}
 	}
+	for i, name := range n.Groups {
+		if slices.Contains(n.Groups[:i], name) {
+			return bad("groups", "%.80q stands twice", name)
+		}
+	}
 	return n.Settings.check()
+}
+
+// check says what is wrong with g by itself.
+func (g Group) check() error {
+	if err := wire.CheckHostname(g.Name); err != nil { // as the nodes' names are
+		return &keyError{"name", err}
+	}
+	return g.Settings.check()
 }
 
 // usableUUID says whether s has the form of a UUID and is not one of those
@@ -285,12 +373,12 @@ func recordKey(err error) error {
 	return &keyError{key, errors.New(reason)}
 }
 
-// checkDefaults says what the Defaults name that is not there.
-func (r records) checkDefaults(ctx context.Context, images Images) error {
-	if err := r.checkLayout(r.defaults.Layout); err != nil {
+// checkShared says what the settings of many nodes name that is not there.
+func (r records) checkShared(ctx context.Context, s Settings, images Images) error {
+	if err := r.checkLayout(s.Layout); err != nil {
 		return err
 	}
-	return images.check(ctx, r.defaults.Image)
+	return images.check(ctx, s.Image)
 }
 
 // check says of a record's image that it is not there.
@@ -319,12 +407,17 @@ func (r records) checkNode(ctx context.Context, n Node, ids index, images Images
 			}
 		}
 	}
+	for _, name := range n.Groups {
+		if _, ok := r.groups[name]; !ok {
+			return bad("groups", "no group %.80q", name)
+		}
+	}
 	s := r.settings(n)
 	if err := r.checkLayout(s.Layout); err != nil {
 		return err
 	}
 	if s.Image == "" && n.Boot != wire.Local {
-		return bad("image", "missing, and the Defaults name none")
+		return bad("image", "missing, and neither a group nor the Defaults name one")
 	}
 	if err := images.check(ctx, s.Image); err != nil {
 		return err

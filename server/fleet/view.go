@@ -21,8 +21,12 @@ type View struct {
 	Next    wire.Do    `json:"next,omitempty"`   // install, local; wait: not accepted
 	ID      string     `json:"id,omitempty"`     // of the installation last asked for
 	Image   wire.Image `json:"image,omitzero"`   // the version it installs, once it began
+	Wants   string     `json:"wants,omitempty"`  // the image that its records name
 	Layout  string     `json:"layout,omitempty"` // where it comes from; of Node alone
 	Address string     `json:"address,omitempty"`
+
+	Groups   []string  `json:"groups,omitempty"`   // that it is in, the one that counts most first
+	Settings []Setting `json:"settings,omitempty"` // its own and those of others for it; of Node alone
 
 	Phase   wire.Phase     `json:"phase,omitempty"` // the latest
 	State   wire.State     `json:"state,omitempty"` // of that phase: started, finished or failed
@@ -40,11 +44,14 @@ type View struct {
 	Installed time.Time           `json:"installed,omitzero"`
 }
 
-func view(n Node, s Status) View {
+func (r records) view(n Node, s Status) View {
 	v := View{
-		Name: n.Name, Record: &n, Next: s.Next, ID: s.ID, Image: s.Image.Image, Address: n.Address,
+		Name: n.Name, Record: &n, Next: s.Next, ID: s.ID, Image: s.Image.Image, Address: n.Address, Wants: r.settings(n).Image,
 		Text: s.Text, Phases: s.Phases, Turns: s.Turns, Fetch: s.Fetch, Error: s.Error,
 		Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
+	}
+	for _, g := range r.groupsOf(n) {
+		v.Groups = append(v.Groups, g.Name)
 	}
 	if len(n.MACs) > 0 {
 		v.MAC = n.MACs[0]
@@ -67,7 +74,7 @@ func (f *Fleet) Nodes() []View {
 	defer f.mu.RUnlock()
 	all := []View{}
 	for _, name := range slices.Sorted(maps.Keys(f.records.nodes)) {
-		all = append(all, view(f.records.nodes[name], f.machines[name].status))
+		all = append(all, f.records.view(f.records.nodes[name], f.machines[name].status))
 	}
 	for _, c := range f.newcomers.list() {
 		all = append(all, c.view())
@@ -93,9 +100,37 @@ func (f *Fleet) Node(ctx context.Context, name string) (View, error) {
 		}
 		return View{}, err
 	}
-	v := view(n, status)
+	v := records.view(n, status)
+	v.Settings = records.settingsFrom(n)
 	if _, v.Layout, err = f.layout(ctx, n, status, records); err != nil {
 		v.Layout = err.Error()
 	}
 	return v, nil
+}
+
+// A GroupView is a group's record and the names of the nodes in it.
+type GroupView struct {
+	Group
+	Nodes []string `json:"nodes"`
+}
+
+func (r records) groupView(g Group) GroupView {
+	v := GroupView{g, []string{}}
+	for _, name := range slices.Sorted(maps.Keys(r.nodes)) {
+		if slices.Contains(r.nodes[name].Groups, g.Name) {
+			v.Nodes = append(v.Nodes, name)
+		}
+	}
+	return v
+}
+
+// Groups are all groups by name.
+func (f *Fleet) Groups() []GroupView {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	all := []GroupView{}
+	for _, name := range slices.Sorted(maps.Keys(f.records.groups)) {
+		all = append(all, f.records.groupView(f.records.groups[name]))
+	}
+	return all
 }
