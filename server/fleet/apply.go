@@ -445,7 +445,7 @@ func (f *Fleet) apply(ctx context.Context, docs []document) (done []string, err 
 	var changes []change
 	for _, d := range docs {
 		was, known := f.records.get(d.kind, d.name)
-		if known && reflect.DeepEqual(was, d.value) {
+		if known && same(was, d.value) {
 			continue
 		}
 		changes = append(changes, change{d.kind, d.name, d.value})

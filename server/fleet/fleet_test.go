@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -420,6 +421,83 @@ image: debian12
 	}
 	if v := s.node("n2"); v.Next != wire.Install || v.Settings[2].From != "the Defaults" {
 		t.Errorf("n2 is %+v", v)
+	}
+}
+
+// What is read is what was written.
+func TestRecordsAndBack(t *testing.T) {
+	const yaml = `
+kind: Layout
+name: small
+partitions:
+- {name: root, size: "*", type: linux, fs: ext4, mount: /}
+- {name: esp, size: 64MiB, type: esp, fs: vfat, mount: /boot/efi}
+---
+kind: Defaults
+image: debian12
+seedFor: 0
+---
+kind: Group
+name: a
+priority: -3
+transports: [http]
+layout: small
+---
+kind: Node
+name: n1
+uuid: 12345678-9abc-def0-1234-56789abcdef0
+groups: [a]
+---
+kind: Node
+name: n2
+macs: [52:54:00:00:00:02]
+transports: [bittorrent]
+`
+	s := newSite(t)
+	s.apply(yaml)
+	s.restart()
+	all, err := s.Records("", "")
+	if err != nil || len(all) != 5 {
+		t.Fatalf("Records: %+v, %v", all, err)
+	}
+	var documents strings.Builder
+	for _, record := range all {
+		b, err := json.Marshal(record) // which is YAML, too
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&documents, "---\n%s\n", b)
+	}
+	for what, site := range map[string]*site{"here": s, "elsewhere": newSite(t)} {
+		done := site.apply(documents.String())
+		site.restart()
+		if got, _ := site.Records("", ""); !reflect.DeepEqual(got, all) || what == "here" && len(done) > 0 {
+			t.Errorf("%s: %q were changed by\n%s", what, done, documents.String())
+		}
+	}
+	if one, err := s.Records("node", "n2"); err != nil || len(one) != 1 || !reflect.DeepEqual(one[0], all[4]) {
+		t.Errorf("Records: %+v, %v", one, err)
+	}
+	if defaults, err := newSite(t).Records("Defaults", ""); err != nil || len(defaults) > 0 {
+		t.Errorf("Records: %+v, %v", defaults, err)
+	}
+
+	diff := func(yaml string, want ...string) {
+		t.Helper()
+		got, err := s.Diff(t.Context(), fleet.File{Name: "f.yaml", Data: yaml})
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("Diff: %q, %v, want %q", got, err, want)
+		}
+	}
+	diff(yaml)
+	diff("kind: Group\nname: b\n---\nkind: Node\nname: n2\nmacs: [52-54-00-00-00-02]\ngroups: [b]\ntransports: [http]\n",
+		"group b: new", `node n2: groups: ["b"], was nothing`, `node n2: transports: ["http"], was ["bittorrent"]`)
+	diff("kind: Group\nname: a\n", `group a: layout: nothing, was "small"`, "group a: priority: nothing, was -3", `group a: transports: nothing, was ["http"]`)
+	if _, err := s.Diff(t.Context(), fleet.File{Name: "f.yaml", Data: "kind: Group\nname: a\nlayout: big\n"}); fmt.Sprint(err) != `f.yaml:3: group a: layout: no layout "big"` {
+		t.Errorf("Diff: %v", err)
+	}
+	if got, _ := s.Records("", ""); !reflect.DeepEqual(got, all) {
+		t.Errorf("Diff changed the records to %+v", got)
 	}
 }
 

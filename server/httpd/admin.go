@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"context"
 	"encoding/json"
 	"mime"
 	"net/http"
@@ -67,28 +68,42 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 	s.reply(w, r, p, err)
 }
 
+func (s *Server) groups(w http.ResponseWriter, _ *http.Request) { answer(w, s.Fleet.Groups()) }
+
+func (s *Server) deleteGroup(w http.ResponseWriter, r *http.Request) {
+	s.reply(w, r, struct{}{}, s.Fleet.DeleteGroup(r.Context(), r.PathValue("name")))
+}
+
+// records are those of ?kind= and ?name=, or all.
+func (s *Server) records(w http.ResponseWriter, r *http.Request) {
+	all, err := s.Fleet.Records(r.URL.Query().Get("kind"), r.URL.Query().Get("name"))
+	s.reply(w, r, all, err)
+}
+
 func (s *Server) needed(w http.ResponseWriter, r *http.Request) {
 	needed, err := s.Fleet.Needed(r.Context())
 	s.reply(w, r, needed, err)
 }
 
 // apply takes YAML documents, named by ?file=, or as JSON several such files.
-func (s *Server) apply(w http.ResponseWriter, r *http.Request) {
-	b, err := body(w, r, maxApply)
-	if err != nil {
-		s.refuse(w, r, err)
-		return
-	}
-	files := []fleet.File{{Name: r.URL.Query().Get("file"), Data: string(b)}}
-	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == "application/json" {
-		files = nil
-		if err := strict(b, &files); err != nil {
+func (s *Server) apply(do func(context.Context, ...fleet.File) ([]string, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		b, err := body(w, r, maxApply)
+		if err != nil {
 			s.refuse(w, r, err)
 			return
 		}
+		files := []fleet.File{{Name: r.URL.Query().Get("file"), Data: string(b)}}
+		if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == "application/json" {
+			files = nil
+			if err := strict(b, &files); err != nil {
+				s.refuse(w, r, err)
+				return
+			}
+		}
+		done, err := do(r.Context(), files...)
+		s.reply(w, r, applied{done}, err)
 	}
-	done, err := s.Fleet.Apply(r.Context(), files...)
-	s.reply(w, r, applied{done}, err)
 }
 
 type applied struct {

@@ -79,6 +79,24 @@ func (c *Client) Plan(ctx context.Context, name string) (p fleet.Plan, err error
 	return p, err
 }
 
+// Groups are all groups by name, with the nodes in each.
+func (c *Client) Groups(ctx context.Context) (all []fleet.GroupView, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/groups", nil, &all)
+	return all, err
+}
+
+// DeleteGroup forgets a group that no node is in.
+func (c *Client) DeleteGroup(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/groups/"+url.PathEscape(name), nil, nil)
+}
+
+// Records are the records of a kind and of a name, "" for all, as JSON that is a
+// document for Apply, too.
+func (c *Client) Records(ctx context.Context, kind, name string) (all []json.RawMessage, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/records?"+url.Values{"kind": {kind}, "name": {name}}.Encode(), nil, &all)
+	return all, err
+}
+
 // Needed are the versions of images that nodes need, and why.
 func (c *Client) Needed(ctx context.Context) (needed []fleet.Need, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/images/needed", nil, &needed)
@@ -89,6 +107,13 @@ func (c *Client) Needed(ctx context.Context) (needed []fleet.Need, err error) {
 func (c *Client) Apply(ctx context.Context, files ...fleet.File) (done []string, err error) {
 	var a applied
 	err = c.call(ctx, http.MethodPost, "/v1/apply", files, &a)
+	return a.Done, err
+}
+
+// Diff says what Apply would change.
+func (c *Client) Diff(ctx context.Context, files ...fleet.File) (lines []string, err error) {
+	var a applied
+	err = c.call(ctx, http.MethodPost, "/v1/diff", files, &a)
 	return a.Done, err
 }
 

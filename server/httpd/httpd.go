@@ -63,8 +63,12 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	a.HandleFunc("POST /v1/nodes/{mac}/accept", s.accept)
 	a.HandleFunc("POST /v1/nodes/{name}/install", s.install)
 	a.HandleFunc("GET /v1/nodes/{name}/plan", s.plan)
+	a.HandleFunc("GET /v1/groups", s.groups)
+	a.HandleFunc("DELETE /v1/groups/{name}", s.deleteGroup)
 	a.HandleFunc("GET /v1/images/needed", s.needed)
-	a.HandleFunc("POST /v1/apply", s.apply)
+	a.HandleFunc("GET /v1/records", s.records)
+	a.HandleFunc("POST /v1/apply", s.apply(s.Fleet.Apply))
+	a.HandleFunc("POST /v1/diff", s.apply(s.Fleet.Diff))
 	a.HandleFunc("GET /v1/events", s.events)
 
 	return patient(p), patient(g), patient(a)

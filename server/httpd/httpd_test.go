@@ -386,6 +386,34 @@ func TestAdmin(t *testing.T) {
 			if err != nil || len(needed) != 4 || needed[0] != want || needed[3].Why != "node n4" {
 				t.Errorf("Needed: %+v, %v, want for all nodes with an image, and for n1 twice", needed, err)
 			}
+
+			a := fleet.File{Name: "a.yaml", Data: "kind: Group\nname: a\ntransports: [http]\n"}
+			if lines, err := c.Diff(ctx, a); err != nil || fmt.Sprint(lines) != "[group a: new]" {
+				t.Errorf("Diff: %q, %v", lines, err)
+			}
+			if _, err := c.Apply(ctx, a); err != nil {
+				t.Errorf("Apply: %v", err)
+			}
+			if err := c.Edit(ctx, "n4", map[string]any{"groups": []string{"a"}}); err != nil {
+				t.Errorf("Edit: %v", err)
+			}
+			if all, err := c.Groups(ctx); err != nil || len(all) != 1 || all[0].Name != "a" || all[0].Transports[0] != "http" || fmt.Sprint(all[0].Nodes) != "[n4]" {
+				t.Errorf("Groups: %+v, %v", all, err)
+			}
+			refused("DeleteGroup", c.DeleteGroup(ctx, "a"), "group a: node n4 is in it")
+			if docs, err := c.Records(ctx, "group", "a"); err != nil || len(docs) != 1 || string(docs[0]) != `{"kind":"Group","name":"a","transports":["http"]}` {
+				t.Errorf("Records: %s, %v", docs, err)
+			}
+			_, err = c.Records(ctx, "group", "b")
+			refused("Records", err, "group b: not found")
+			_, err = c.Records(ctx, "host", "")
+			refused("Records", err, `kind: "host" is not one of Node, Group, Layout, Defaults`)
+			if err := c.Edit(ctx, "n4", map[string]any{"groups": nil}); err != nil {
+				t.Errorf("Edit: %v", err)
+			}
+			if err := c.DeleteGroup(ctx, "a"); err != nil {
+				t.Errorf("DeleteGroup: %v", err)
+			}
 			if err := c.Delete(ctx, "n4"); err != nil {
 				t.Errorf("Delete: %v", err)
 			}
