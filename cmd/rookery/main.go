@@ -113,7 +113,10 @@ for -). The command line goes before the environment, the environment before the
 	cmd.AddCommand(
 		serveCommand(state),
 		nodeCommand(state),
+		groupCommand(state),
 		applyCommand(state),
+		diffCommand(state),
+		getCommand(state),
 		planCommand(state),
 		eventsCommand(state),
 		imageCommand(state),

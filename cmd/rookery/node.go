@@ -12,13 +12,13 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"rookery/server/fleet"
 	"rookery/server/httpd"
@@ -65,8 +65,8 @@ func withClient(ctx context.Context, dir stateDir, do func(*httpd.Client) error)
 }
 
 func nodeCommand(dir func() stateDir) *cobra.Command {
-	return group("node", "List, accept and install machines",
-		nodeList(dir), nodeShow(dir), nodeAccept(dir), nodeInstall(dir), nodeRemove(dir))
+	return group("node", "List, accept, change and install machines",
+		nodeList(dir), nodeShow(dir), nodeAccept(dir), nodeSet(dir), nodeInstall(dir), nodeRemove(dir))
 }
 
 func nodeList(dir func() stateDir) *cobra.Command {
@@ -101,8 +101,8 @@ func nodeList(dir func() stateDir) *cobra.Command {
 // imageOf is the version that a node installs or, before that is decided, the
 // image it is to have.
 func imageOf(v fleet.View) string {
-	if v.Image.Name == "" && v.Record != nil {
-		return v.Record.Image
+	if v.Image.Name == "" {
+		return v.Wants
 	}
 	return v.Image.Name
 }
@@ -156,8 +156,14 @@ func describe(w io.Writer, v fleet.View) {
 	row("state", "%s", state(v))
 	row("mac", "%s", v.MAC)
 	row("address", "%s", v.Address)
-	row("image", "%s", imageOf(v))
+	row("groups", "%s", strings.Join(v.Groups, ", "))
+	row("version", "%s", v.Image.Name)
 	row("layout", "%s", v.Layout)
+	for _, s := range v.Settings {
+		if s.Key != "layout" {
+			row(s.Key, "%s (%s)", inWords(s.Value), s.From)
+		}
+	}
 	if i := v.Inventory; i != nil {
 		row("machine", "%s", strings.TrimSpace(i.Vendor+" "+i.Product))
 		row("serial", "%s", i.Serial)
@@ -179,6 +185,22 @@ func describe(w io.Writer, v fleet.View) {
 	if f := v.Fetch; f != nil {
 		row("fetched", "%s of %s: %s from the server, %s from other nodes", size(f.Done), size(f.Total), size(f.FromServer), size(f.FromPeers))
 	}
+}
+
+// inWords is a value of JSON for people.
+func inWords(value any) string {
+	switch v := value.(type) {
+	case string:
+		return v
+	case []any:
+		var all []string
+		for _, one := range v {
+			all = append(all, inWords(one))
+		}
+		return strings.Join(all, ", ")
+	}
+	b, _ := json.Marshal(value) // it was JSON
+	return string(b)
 }
 
 func nodeAccept(dir func() stateDir) *cobra.Command {
@@ -206,7 +228,8 @@ func nodeAccept(dir func() stateDir) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&n.Name, "name", "", "the node's name, which becomes its host name (required)")
-	f.StringVar(&n.Image, "image", "", "image to install, NAME for the newest version or NAME:TAG (default that of the Defaults record)")
+	f.StringSliceVar(&n.Groups, "group", nil, "groups that it is in; repeatable")
+	f.StringVar(&n.Image, "image", "", "image to install, NAME for the newest version or NAME:TAG (default that of its groups or the Defaults record)")
 	f.StringVar(&n.Layout, "layout", "", "name of a Layout record (default a layout for BIOS and UEFI)")
 	f.StringVar(&n.Address, "address", "", "fixed address with prefix length (default by DHCP)")
 	f.StringVar(&n.Console, "console", "", "serial console, such as ttyS0,115200")
@@ -235,12 +258,68 @@ func readKeys(files []string) ([]string, error) {
 	return keys, nil
 }
 
+// nodeFlags are the keys of a node's record that node set changes, by flag.
+var nodeFlags = map[string]struct {
+	key, about string
+	list       bool
+}{
+	"group":          {"groups", "names of the groups it is in", true},
+	"transports":     {"transports", "where layers come from, in this order: of " + strings.Join(wire.Transports, ", "), true},
+	"mirrors":        {"mirrors", "URLs of layers besides the server's", true},
+	"upload-limit":   {"uploadLimit", "bytes a second that it gives to others at the most, such as 5MB, or none", false},
+	"download-limit": {"downloadLimit", "bytes a second that it fetches of layers at the most, such as 20MB, or none", false},
+	"image":          {"image", "image to install, NAME for the newest version or NAME:TAG", false},
+	"layout":         {"layout", "name of a Layout record", false},
+	"address":        {"address", "fixed address with prefix length", false},
+	"console":        {"console", "serial console, such as ttyS0,115200", false},
+}
+
+func nodeSet(dir func() stateDir) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "set NODE...",
+		Short: "Change the records of nodes",
+		Long: `Change the records of nodes. What is said replaces what was there, a list as a whole.
+"" takes a value away: then the node has that of its groups or of the Defaults record.
+It counts from the node's next start on. All keys of a record are in what
+'rookery get node NAME -o yaml' shows and 'rookery apply' takes.`,
+		Example: `  rookery node set n1 n2 --group compute,gpu
+  rookery node set n7 --transports http --download-limit 1MB
+  rookery node set n7 --transports ""`,
+		Args: cobra.MinimumNArgs(1),
+	}
+	for flag, f := range nodeFlags {
+		if f.list {
+			cmd.Flags().StringSlice(flag, nil, f.about)
+		} else {
+			cmd.Flags().String(flag, "", f.about)
+		}
+	}
+	cmd.RunE = func(cmd *cobra.Command, names []string) error {
+		keys := map[string]any{}
+		cmd.Flags().Visit(func(f *pflag.Flag) {
+			switch of := nodeFlags[f.Name]; {
+			case of.list:
+				keys[of.key] = f.Value.(pflag.SliceValue).GetSlice()
+			case of.key != "":
+				keys[of.key] = f.Value.String()
+			}
+		})
+		if len(keys) == 0 {
+			return errors.New("node set: nothing to change: name a flag, such as --group")
+		}
+		return each(dir, "changed", func(c *httpd.Client, ctx context.Context, name string) error {
+			return c.Edit(ctx, name, keys)
+		})(cmd, names)
+	}
+	return cmd
+}
+
 func nodeInstall(dir func() stateDir) *cobra.Command {
 	return &cobra.Command{
 		Use:   "install NODE...",
 		Short: "Install nodes anew when they next boot from the network",
 		Args:  cobra.MinimumNArgs(1),
-		RunE:  eachNode(dir, "installs when it next boots from the network", (*httpd.Client).Install),
+		RunE:  each(dir, "installs when it next boots from the network", (*httpd.Client).Install),
 	}
 }
 
@@ -249,13 +328,13 @@ func nodeRemove(dir func() stateDir) *cobra.Command {
 		Use:   "rm NODE...",
 		Short: "Forget nodes; what is on their disks stays",
 		Args:  cobra.MinimumNArgs(1),
-		RunE:  eachNode(dir, "forgotten", (*httpd.Client).Delete),
+		RunE:  each(dir, "forgotten", (*httpd.Client).Delete),
 	}
 }
 
-// eachNode does something to every node that is named and says so. It goes on
+// each does something to every node or group that is named and says so. It goes on
 // after an error.
-func eachNode(dir func() stateDir, done string, do func(*httpd.Client, context.Context, string) error) func(*cobra.Command, []string) error {
+func each(dir func() stateDir, done string, do func(*httpd.Client, context.Context, string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, names []string) error {
 		return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
 			var errs []error
@@ -269,85 +348,6 @@ func eachNode(dir func() stateDir, done string, do func(*httpd.Client, context.C
 			return errors.Join(errs...)
 		})
 	}
-}
-
-func applyCommand(dir func() stateDir) *cobra.Command {
-	var from []string
-	cmd := &cobra.Command{
-		Use:   "apply -f FILE|DIR",
-		Short: "Save the records in YAML files: nodes, layouts, defaults",
-		Long: `Save the records in YAML files: nodes, layouts, defaults. Of a directory all
-files that end in .yaml or .yml are read, and of directories in it. Nothing is saved
-unless all of it is right.`,
-		Example: `  rookery apply -f nodes.yaml
-
-  # nodes.yaml
-  kind: Node
-  name: n1
-  macs: ["52:54:00:12:34:56"]
-  image: debian12
-  address: 10.7.0.11/24`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			files, err := readRecords(from, cmd.InOrStdin())
-			if err != nil {
-				return fmt.Errorf("apply: %w", err)
-			}
-			return withClient(cmd.Context(), dir(), func(c *httpd.Client) error {
-				done, err := c.Apply(cmd.Context(), files...)
-				if err != nil {
-					return err
-				}
-				if len(done) == 0 {
-					done = []string{"nothing to change"}
-				}
-				fmt.Fprintln(cmd.OutOrStdout(), strings.Join(done, "\n"))
-				return nil
-			})
-		},
-	}
-	cmd.Flags().StringArrayVarP(&from, "filename", "f", nil, "file or directory to read, - for standard input; repeatable (required)")
-	cmd.MarkFlagRequired("filename")
-	return cmd
-}
-
-func readRecords(from []string, stdin io.Reader) ([]fleet.File, error) {
-	var files []fleet.File
-	add := func(name string, r io.Reader) error {
-		b, err := io.ReadAll(io.LimitReader(r, fleet.MaxApply+1))
-		if err == nil && len(b) > fleet.MaxApply {
-			err = fmt.Errorf("%s: more than %d bytes", name, fleet.MaxApply)
-		}
-		files = append(files, fleet.File{Name: name, Data: string(b)})
-		return err
-	}
-	for _, path := range from {
-		if path == "-" {
-			if err := add("standard input", stdin); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		err := filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
-			ext := filepath.Ext(file)
-			if err != nil || d.IsDir() || file != path && ext != ".yaml" && ext != ".yml" {
-				return err
-			}
-			f, err := os.Open(file)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			return add(file, f)
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("%s: no .yaml or .yml file", strings.Join(from, ", "))
-	}
-	return files, nil
 }
 
 func planCommand(dir func() stateDir) *cobra.Command {

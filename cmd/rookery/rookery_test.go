@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -135,6 +136,64 @@ func TestApplyListShowInstallRemove(t *testing.T) {
 	}
 }
 
+// A group from file to node and back, by its commands.
+func TestGroupsOnTheCommandLine(t *testing.T) {
+	state := published(t)
+	f := file(t, "site.yaml", "kind: Group\nname: compute\npriority: 10\ntransports: [bittorrent]\nimage: debian12\n---\nkind: Group\nname: gpu\ntransports: [http]\ndownloadLimit: 1MB\n---\n"+nodeYAML)
+	for _, step := range []struct {
+		args string
+		want string // all of what it says, or of what it refuses with
+	}{
+		{"diff -f " + f, "group compute: new\ngroup gpu: new\nnode n1: new\n"},
+		{"apply -f " + f, "group compute created\ngroup gpu created\nnode n1 created\n"},
+		{"diff -f " + f, "nothing to change\n"},
+		{"node set n1 --group gpu,compute", "n1: changed\n"},
+		{"diff -f " + f, "node n1: groups: nothing, was [\"gpu\",\"compute\"]\n"},
+		{"group list", "GROUP    PRIORITY  NODES\ncompute  10        n1\ngpu      0         n1\n"},
+		{"get", "KIND   NAME\nGroup  compute\nGroup  gpu\nNode   n1\n"},
+		{"get group gpu -o yaml", "kind: Group\nname: gpu\ntransports:\n  - http\ndownloadLimit: 1MB\n"},
+		{"node set n1 --group none", `node n1: groups: no group "none"`},
+		{"node set n1 --transports http,http", `node n1: transports: "http" stands twice`},
+		{"node set n1 --transports pigeon", `node n1: transports: "pigeon" is not one of ` + strings.Join(wire.Transports, ", ")},
+		{"group rm gpu", "group gpu: node n1 is in it"},
+		{"group rm none", "group none: not found"},
+		{"node set n1 --image= --group gpu --group compute", "n1: changed\n"},
+	} {
+		out, err := run(t, state, strings.Fields(step.args)...)
+		if err != nil {
+			out = err.Error()
+		}
+		if out != step.want {
+			t.Errorf("rookery %s: %q, want %q", step.args, out, step.want)
+		}
+	}
+	shows := func(want ...string) {
+		t.Helper()
+		out := must(t, state, "node", "show", "n1")
+		for _, row := range want {
+			if !strings.Contains(regexp.MustCompile(" +").ReplaceAllString(out, " "), row+"\n") {
+				t.Errorf("no %q in\n%s", row, out)
+			}
+		}
+	}
+	shows("groups compute, gpu", "image debian12 (group compute)", "transports bittorrent (group compute)", "downloadLimit 1MB (group gpu)", "seedFor 60 (the program)", "layout the program's own layout")
+	must(t, state, "node", "set", "n1", "--transports", "http,bittorrent", "--download-limit", "none")
+	shows("transports http, bittorrent (the node's record)", "downloadLimit none (the node's record)")
+	must(t, state, "node", "set", "n1", "--transports", "", "--download-limit", "")
+	shows("transports bittorrent (group compute)", "downloadLimit 1MB (group gpu)")
+	if out := must(t, state, "node", "list"); !strings.Contains(out, " debian12 ") {
+		t.Errorf("node list has no image of the group:\n%s", out)
+	}
+	all := must(t, state, "get", "-o", "yaml")
+	if out := must(t, state, "apply", "-f", file(t, "all.yaml", all)); out != "nothing to change\n" {
+		t.Errorf("apply of all that get says: %q\n%s", out, all)
+	}
+	must(t, state, "node", "set", "n1", "--group", "compute")
+	if out := must(t, state, "group", "rm", "gpu"); out != "gpu: forgotten\n" {
+		t.Errorf("group rm: %q", out)
+	}
+}
+
 func TestCommandsRefuse(t *testing.T) {
 	state := published(t)
 	must(t, state, "apply", "-f", file(t, "n.yaml", nodeYAML))
@@ -192,6 +251,12 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"apply", "-f", missing}, "apply: lstat " + missing},
 		{[]string{"apply", "-f", empty}, "apply: " + empty + ": no .yaml or .yml file"},
 		{[]string{"apply", "-f", "/dev/zero"}, "apply: /dev/zero: more than 16777216 bytes"},
+		{[]string{"diff", "-f", typo}, typo + ":4: node n1: imge: unknown key"},
+		{[]string{"diff"}, `required flag(s) "filename" not set`},
+		{[]string{"get", "host"}, `kind: "host" is not one of Node, Group, Layout, Defaults`},
+		{[]string{"get", "node", "n2"}, "node n2: not found"},
+		{[]string{"node", "set", "n1"}, "node set: nothing to change: name a flag, such as --group"},
+		{[]string{"node", "set", "n2", "--image", "debian12"}, "node n2: not found"},
 		{[]string{"plan", "n1"}, "node n1: its disks are not known: it never said hello"},
 		{[]string{"plan", "n2"}, "node n2: not found"},
 		{[]string{"events", "n2"}, "node n2: not found"},
