@@ -44,7 +44,9 @@ func NewDataset(ctx context.Context, programs Made, dir string, size int64) (*Da
 		Programs: programs,
 		State:    filepath.Join(dir, "state"), Tree: filepath.Join(dir, "tree"), Site: filepath.Join(dir, "site.json"),
 	}
-	err := errors.Join(os.MkdirAll(filepath.Join(d.Tree, "srv"), 0o755), os.MkdirAll(filepath.Join(d.Tree, "etc"), 0o755))
+	ifup := filepath.Join(d.Tree, "sbin/ifup") // or no record's network could be set up
+	err := errors.Join(os.MkdirAll(filepath.Join(d.Tree, "srv"), 0o755), os.MkdirAll(filepath.Join(d.Tree, "etc"), 0o755),
+		os.MkdirAll(filepath.Dir(ifup), 0o755), os.WriteFile(ifup, nil, 0o755))
 	random := rand.NewChaCha8([32]byte{1})
 	const piece = 8 << 20
 	for i := 0; err == nil && size > 0; i++ {

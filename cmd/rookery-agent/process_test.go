@@ -58,6 +58,7 @@ type site struct {
 	hellos  []wire.Hello
 	sealed  []byte // what /v1/script answers; nil: the right one
 	served  int64  // bytes of layers
+	deny    bool   // layers are not there
 	events  []wire.Event
 	more    chan struct{}                    // closed at the next events
 	refuse  int                              // requests with events to be answered with 503
@@ -191,6 +192,13 @@ func (s *site) take(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *site) blob(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	deny := s.deny && strings.HasPrefix(r.URL.Path, wire.PathLayers)
+	s.mu.Unlock()
+	if deny {
+		http.NotFound(w, r)
+		return
+	}
 	f, err := s.images.Blob(r.Context(), wire.Digest(path.Base(r.URL.Path)))
 	if err != nil {
 		http.NotFound(w, r)
@@ -387,6 +395,59 @@ func TestHTTPJoinsASilentSwarm(t *testing.T) {
 		return e.Phase == wire.PhasePlan && e.State == wire.Switched && strings.HasPrefix(e.Text, want)
 	}) || !strings.Contains(out.String(), "rookery: plan: "+want) {
 		t.Errorf("no %q among the events or on the console\n%s", want, out)
+	}
+}
+
+// With one source an installation ends as it does with all: scripts, manifests
+// and torrents come from the server in any case, the index is a part of the
+// layer. A source that is not there is told of when it was asked.
+func TestEachTransportAlone(t *testing.T) {
+	for _, tt := range []struct {
+		transports  string
+		swarm, http bool   // what is there
+		switched    string // "PHASE TEXT", the beginning; "" for none
+	}{
+		{transports: "bittorrent", swarm: true},
+		{transports: "http", http: true},
+		{transports: "bittorrent http", swarm: true},
+		{transports: "http bittorrent", http: true},
+		{transports: "http bittorrent", swarm: true, switched: "plan bittorrent joins http: "},
+	} {
+		t.Run(tt.transports, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			if tt.swarm {
+				s.seed(t)
+			}
+			s.set(func() {
+				s.deny = !tt.http
+				s.sealed = s.seal(t, func(w *wire.Script) { w.Transports = strings.Fields(tt.transports) })
+			})
+			root := filepath.Join(t.TempDir(), "root")
+			cmd, out := agentProcess(t, "run", "--api", s.URL, "--http", s.URL, "--site", s.file, "--root", root,
+				"--mac", "52:54:00:aa:00:01", "--listen", "127.0.0.1:0")
+			if err := cmd.Run(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			checkInstalled(t, root)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if tt.http != (s.served > 0) {
+				t.Errorf("%d bytes came by HTTP", s.served)
+			}
+			var switched []string
+			for _, e := range s.events {
+				switch e.State {
+				case wire.Failed:
+					t.Errorf("%s failed: %s", e.Phase, e.Text)
+				case wire.Switched:
+					switched = append(switched, string(e.Phase)+" "+e.Text)
+				}
+			}
+			if tt.switched == "" && switched != nil || tt.switched != "" && (len(switched) != 1 || !strings.HasPrefix(switched[0], tt.switched) || !strings.Contains(switched[0], "404")) {
+				t.Errorf("switched: %q, want %q", switched, tt.switched)
+			}
+		})
 	}
 }
 
