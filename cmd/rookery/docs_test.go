@@ -49,15 +49,7 @@ func TestImagesAsItIsWritten(t *testing.T) {
 			missed[i] = false
 			continue
 		}
-		cmd := exec.CommandContext(t.Context(), "sh", "-ec", here.Replace(command))
-		cmd.Dir = home
-		cmd.Env = append(os.Environ(), "ROOKERY_STATE="+home+"/state", "PATH="+home+"/bin:"+os.Getenv("PATH"))
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s: %v\n%s", command, err, out)
-		}
-		t.Logf("%s\n%s", command, out)
-		for line := range strings.Lines(string(out)) {
+		for line := range strings.Lines(typed(t, home, here.Replace(command))) {
 			said = append(said, unnumbered(line))
 		}
 	}
@@ -76,11 +68,61 @@ func TestImagesAsItIsWritten(t *testing.T) {
 	}
 }
 
+// Every command of docs/groups.md does what it says, with the files that stand
+// there; and what it is said to say is among what it says.
+func TestGroupsAsItIsWritten(t *testing.T) {
+	text, err := os.ReadFile("../../docs/groups.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	if err := errors.Join(installed(home), os.Mkdir(filepath.Join(home, "site"), 0o755), os.Rename(published(t), filepath.Join(home, "state"))); err != nil {
+		t.Fatal(err)
+	}
+	files := regexp.MustCompile("(?sm)^```yaml\n# (\\S+)\n(.*?)^```").FindAllStringSubmatch(string(text), -1)
+	if len(files) != 2 {
+		t.Errorf("the document has %d files", len(files))
+	}
+	for _, f := range files {
+		if err := os.WriteFile(filepath.Join(home, f[1]), []byte(f[2]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var said []string
+	for _, command := range fenced(string(text), "sh") {
+		for line := range strings.Lines(typed(t, home, command)) {
+			said = append(said, strings.Join(strings.Fields(line), " "))
+		}
+	}
+	for _, line := range fenced(string(text), "") {
+		if !slices.Contains(said, strings.Join(strings.Fields(line), " ")) {
+			t.Errorf("no command says %q", line)
+		}
+	}
+}
+
+// typed is what a command of a document says, in home.
+func typed(t *testing.T, home, command string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-ec", command)
+	cmd.Dir = home
+	cmd.Env = append(os.Environ(), "ROOKERY_STATE="+home+"/state", "PATH="+home+"/bin:"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	t.Logf("%s\n%s", command, out)
+	return string(out)
+}
+
 // fenced gives the lines of a document's blocks of that language, without
 // comments.
 func fenced(text, language string) (lines []string) {
-	for _, block := range regexp.MustCompile("(?sm)^```"+language+"\n(.*?)^```").FindAllStringSubmatch(text, -1) {
-		for line := range strings.Lines(strings.ReplaceAll(block[1], "\\\n", " ")) {
+	for _, block := range regexp.MustCompile("(?sm)^```(\\w*)\n(.*?)^```").FindAllStringSubmatch(text, -1) {
+		if block[1] != language {
+			continue
+		}
+		for line := range strings.Lines(strings.ReplaceAll(block[2], "\\\n", " ")) {
 			line, _, _ = strings.Cut(line, " # ")
 			if line = strings.TrimSpace(line); line != "" {
 				lines = append(lines, line)
@@ -112,12 +154,17 @@ func documentsHome(t *testing.T) string {
 		scheme, name, _ := strings.Cut(dest, ":")
 		must(t, before, "image", "export", "debian12", scheme+":"+filepath.Join(home, name))
 	}
-	self, err := os.Executable()
-	program := fmt.Sprintf("#!/bin/sh\n%s=1 exec %s \"$@\"\n", asProgram, self)
-	if err = errors.Join(err, os.Mkdir(filepath.Join(home, "bin"), 0o755), os.WriteFile(filepath.Join(home, "bin/rookery"), []byte(program), 0o755)); err != nil {
+	if err := installed(home); err != nil {
 		t.Fatal(err)
 	}
 	return home
+}
+
+// installed puts the program into the directory bin of home.
+func installed(home string) error {
+	self, err := os.Executable()
+	program := fmt.Sprintf("#!/bin/sh\n%s=1 exec %s \"$@\"\n", asProgram, self)
+	return errors.Join(err, os.Mkdir(filepath.Join(home, "bin"), 0o755), os.WriteFile(filepath.Join(home, "bin/rookery"), []byte(program), 0o755))
 }
 
 func hasTest(t *testing.T, dir, name string) bool {
