@@ -19,6 +19,7 @@ const (
 	offerIdle   = 2 * time.Second        // without a block that leaves: all that are as old are late
 	greetFor    = time.Second            // for a peer to say what it has a use for
 	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
+	maxHelped   = 8                      // peers that a server helps
 )
 
 // A Handout is what a server offers of one torrent.
@@ -43,15 +44,17 @@ type offer[P any] struct {
 
 // A Client is what a server knows of a peer.
 type Client struct {
-	Host  netip.Addr // the machine
-	Use   []bool     // pieces that it has a use for; nil: all
-	Met   bool       // it has said so, or has nothing to say
-	All   bool       // it was told of all that it has a use for
-	told  Set        // pieces that it was told of
-	took  bool       // something that it was offered
-	since time.Time
-	count int // on offer to it
-	turn  int // when it was last offered something
+	Host   netip.Addr // the machine
+	Use    []bool     // pieces that it has a use for; nil: all
+	Met    bool       // it has said so, or has nothing to say
+	All    bool       // it was told of all that it has a use for
+	told   Set        // pieces that it was told of
+	rests  bool       // others give it what it has a use for
+	gained time.Time  // when it last told of a piece
+	took   bool       // something that it was offered
+	since  time.Time
+	count  int // on offer to it
+	turn   int // when it was last offered something
 }
 
 // An Offered is a peer that pieces are offered to.
@@ -69,7 +72,7 @@ func NewHandout[P Offered](first []bool) Handout[P] {
 
 // NewClient is a peer on a machine that came at now.
 func NewClient(pieces int, host netip.Addr, now time.Time) Client {
-	return Client{Host: host, told: NewSet(pieces), since: now}
+	return Client{Host: host, told: NewSet(pieces), since: now, gained: now}
 }
 
 // Expire no longer waits for offers that are late.
@@ -99,6 +102,10 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 	if h.waiting >= limit {
 		return
 	}
+	many := 0
+	for range peers {
+		many++
+	}
 	strange := map[netip.Addr]int{}
 	for _, o := range h.offers {
 		c := o.to.Offers()
@@ -118,6 +125,10 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 			c.All = true
 			continue
 		}
+		if copies[n]+h.offered[n] > 0 && !helps(c, many, now) {
+			c.rests = true
+			continue
+		}
 		h.offers = append(h.offers, offer[P]{to: p, piece: n, at: now})
 		h.offered[n]++
 		c.told.Add(n)
@@ -130,13 +141,19 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 	}
 }
 
+// helps says whether a peer is to get from the server what others have: it is one
+// of few, or others give it nothing. Among many the server is one more who has it.
+func helps(c *Client, peers int, now time.Time) bool {
+	return peers <= maxHelped || now.Sub(c.gained) > offerIdle
+}
+
 // next is who gets the next piece: who has the fewest on offer, and of these who
 // has waited longest. So a quick one gets more than a slow one. A machine that
 // has yet to show that it takes anything gets little, however often it comes.
 func next[P Offered](peers iter.Seq[P], limit int, strange map[netip.Addr]int) (best P, ok bool) {
 	for p := range peers {
 		c := p.Offers()
-		if c.All || !c.Met || c.count >= limit || !c.took && strange[c.Host] >= maxStrange {
+		if c.All || c.rests || !c.Met || c.count >= limit || !c.took && strange[c.Host] >= maxStrange {
 			continue
 		}
 		if !ok || c.before(best.Offers()) {
@@ -164,11 +181,15 @@ func rarest(copies, offered []int32, first []bool, may func(n int) bool) int {
 }
 
 // GreetLate no longer waits for what a peer may have to say.
-func (c *Client) GreetLate(now time.Time) { c.Met = c.Met || now.Sub(c.since) > greetFor }
+func (c *Client) GreetLate(now time.Time) {
+	c.rests = false
+	c.Met = c.Met || now.Sub(c.since) > greetFor
+}
 
 // Taken ends the offer of a piece that a peer has now.
 func (h *Handout[P]) Taken(p P, n int, now time.Time) {
 	c := p.Offers()
+	c.gained = now
 	if !c.told.Has(n) {
 		return
 	}
