@@ -24,12 +24,12 @@ var floors = []string{
 	"disklayout", "boot/netboot", "wire",
 	// mechanisms
 	"image", "image/oci", "image/store", "image/registry", "image/tree", "image/chroot", "image/capture",
-	"transport", "transport/swarm/rules", "transport/swarm", "transport/tracker", "transport/interop", "transport/http",
+	"transport", "transport/swarm/rules", "transport/swarm", "transport/tracker", "transport/interop", "transport/http", "transport/rsync",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
 	"agent/install", "agent/host", "agent/netup", "agent/report", "agent/pid1",
 	"server/serve", "server/site", "server/store", "server/fleet",
-	"server/seed", "server/dhcpd", "server/radvd", "server/tftpd", "server/httpd",
+	"server/seed", "server/rsyncd", "server/dhcpd", "server/radvd", "server/tftpd", "server/httpd",
 	// programs
 	"initramfs", "cmd/rookery", "cmd/rookery-agent",
 	// whole stories
