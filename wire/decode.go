@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"net"
+	"strings"
 
 	"rookery/disklayout"
 )
@@ -75,6 +76,24 @@ func DecodeWelcome(b []byte) (Welcome, error) {
 		return w, nil
 	}
 	return Welcome{}, fmt.Errorf("welcome: do: %.80q is not one of wait, install, local", string(w.Do))
+}
+
+// DecodeTree decodes and checks the answer to who asks for an image's files.
+func DecodeTree(b []byte) (Tree, error) {
+	var t Tree
+	if err := bounded(b, MaxHello, &t); err != nil {
+		return Tree{}, fmt.Errorf("tree: %w", err)
+	}
+	// It becomes a word of a command line, and a part of a path.
+	if strings.Trim(t.Module, "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
+		return Tree{}, fmt.Errorf("tree: module: %.80q: want letters a-z and digits", t.Module)
+	}
+	for _, port := range []int{t.Port, t.TLSPort} {
+		if port < 0 || port > 65535 {
+			return Tree{}, fmt.Errorf("tree: port %d: want 0 to 65535", port)
+		}
+	}
+	return t, nil
 }
 
 // DecodeEvents decodes and checks one request's events.

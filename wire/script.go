@@ -112,7 +112,7 @@ func jsonName(k reflect.Kind) string {
 }
 
 // Transports are the names a script's transports can have.
-var Transports = []string{"bittorrent", "http"}
+var Transports = []string{"bittorrent", "http", "rsync"}
 
 // Check says which key of s has a value that nobody can carry out, or nil.
 func (s Script) Check() error {

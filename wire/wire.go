@@ -25,6 +25,7 @@ const (
 	PathLayers    = "/layers/"    // + digest: a layer, with ranges
 	PathAnnounce  = "/announce"   // BEP 3 HTTP tracker
 	PathScrape    = "/scrape"     // BEP 48
+	PathTrees     = "/trees/"     // + digest of a manifest: POST, answers Tree
 )
 
 // Bounds of what is accepted from the network, in bytes.
@@ -63,6 +64,18 @@ type NIC struct {
 	Address string `json:"address,omitempty"` // CIDR, while the agent runs
 }
 
+// A Tree is where the files of an image are to be had by rsync. Without a Module
+// they are being made: it is asked again.
+type Tree struct {
+	Module  string `json:"module,omitempty"`
+	Name    string `json:"name,omitempty"`    // another of the module, for people: "debian12-4"
+	Address string `json:"address,omitempty"` // of the server, as it knows itself
+	Port    int    `json:"port,omitempty"`    // plain; 0 is none
+	TLSPort int    `json:"tlsPort,omitempty"` // with a certificate of the site's authority; 0 is none
+	Done    int64  `json:"done,omitempty"`    // while they are made: bytes of layers that were read
+	Total   int64  `json:"total,omitempty"`   // of
+}
+
 // A Welcome is the answer to a hello.
 type Welcome struct {
 	Do    Do     `json:"do"`
@@ -87,7 +100,7 @@ type Script struct {
 	ID         string            `json:"id"`      // of this installation; also the seed of the plan's UUIDs
 	Node       string            `json:"node"`
 	Image      Image             `json:"image"`
-	Transports []string          `json:"transports"`            // "bittorrent", "http": in order
+	Transports []string          `json:"transports"`            // of Transports, in order
 	Mirrors    []string          `json:"mirrors,omitempty"`     // URLs of layers without their digest, besides the server's own
 	Upload     int64             `json:"uploadLimit,omitempty"` // bytes a second; 0 is no limit
 	Download   int64             `json:"downloadLimit,omitempty"`

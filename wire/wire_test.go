@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -252,7 +253,25 @@ func FuzzDecode(f *testing.F) {
 		DecodeHello(b)
 		DecodeEvents(b)
 		DecodeWelcome(b)
+		DecodeTree(b)
 	})
+}
+
+func TestDecodeTree(t *testing.T) {
+	for text, want := range map[string]string{
+		`{"done":3,"total":7}`:                       "",
+		`{"module":"0a1b","port":873,"tlsPort":874}`: "",
+		`{"module":"../x","port":873}`:               `tree: module: "../x": want letters a-z and digits`,
+		`{"module":"x --delete"}`:                    `tree: module: "x --delete": want letters a-z and digits`,
+		`{"port":70000}`:                             "tree: port 70000: want 0 to 65535",
+		`{"port":-1}`:                                "tree: port -1: want 0 to 65535",
+		`{"password":"x"}`:                           `tree: unknown field "password"`,
+	} {
+		_, err := DecodeTree([]byte(text))
+		if got := fmt.Sprint(err); got != want && (err != nil || want != "") {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
 }
 
 func TestParseRate(t *testing.T) {

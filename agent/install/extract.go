@@ -13,11 +13,12 @@ import (
 // A layer is one layer of the image on its way in.
 type layer struct {
 	oci.Layer
-	at     []int // its places in the stack, mostly one
-	pieces *transport.Pieces
-	spool  *spool
-	swarm  Swarm // nil: none
-	needs  []need
+	at      []int // its places in the stack, mostly one
+	pieces  *transport.Pieces
+	spool   *spool
+	sources []transport.Source // by turn
+	swarm   Swarm              // nil: none
+	needs   []need
 }
 
 // A need is a frame that the image needs of a layer.

@@ -23,6 +23,7 @@ import (
 	"rookery/image"
 	"rookery/image/oci"
 	"rookery/transport"
+	"rookery/transport/rsync"
 	"rookery/wire"
 )
 
@@ -51,8 +52,12 @@ type Network interface {
 	// Get fetches a file of the server, at most limit bytes.
 	Get(ctx context.Context, path string, limit int64) ([]byte, error)
 	// Join gives the ways to fill in pieces, and the swarm, or nil when there
-	// is none.
-	Join(p *transport.Pieces, transports []string) (transport.Source, Swarm, error)
+	// is none. With rsync alone they are for the index. The source gives up
+	// after patience without a new byte; 0 is its default.
+	Join(p *transport.Pieces, transports []string, patience time.Duration) (transport.Source, Swarm, error)
+	// Files makes a directory equal to the image of a manifest, by rsync. The
+	// job has all that is not the network's to know.
+	Files(ctx context.Context, manifest wire.Digest, job rsync.Job) error
 }
 
 // A Swarm is the others who exchange the pieces of a layer.
@@ -67,6 +72,7 @@ type Swarm interface {
 type Reporter interface {
 	Start(phase wire.Phase, text string)
 	Progress(phase wire.Phase, text string, t *wire.Transfer)
+	Switch(text string) // says how the phase goes on, and why
 	Finish(phase wire.Phase, text string, t *wire.Transfer, err error)
 	LogText() []byte
 	Flush(ctx context.Context) error
@@ -108,6 +114,7 @@ type run struct {
 	view   *image.View
 	meter  meter
 
+	turns
 	fetching sync.WaitGroup
 	hope     context.Context // ends with the fetching of any layer that fails
 	stop     context.CancelCauseFunc
@@ -207,19 +214,30 @@ func (r *run) preparation(ctx context.Context) (string, error) {
 			r.Log.Info("plan: " + line)
 		}
 	}
+	if err := r.order(); err != nil {
+		return "", err
+	}
 	if err := r.image(ctx); err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
 	if err := r.join(ctx); err != nil {
 		return "", err
 	}
-	if r.view, err = r.readIndexes(ctx); err != nil {
+	err = r.untilDone(ctx, func() (err error) { r.view, err = r.readIndexes(ctx); return err })
+	if err != nil {
 		return "", fmt.Errorf("image %s: %w", r.Script.Image.Name, err)
 	}
-	for _, l := range r.layers {
-		l.want(r.view)
+	staged := int64(0)
+	if r.pieces() {
+		for _, l := range r.layers {
+			l.want(r.view)
+		}
+		staged = r.meter.read().Total
 	}
-	err = fits(r.view, r.meter.read().Total, r.room)
+	if r.files() {
+		r.stop(nil) // that was for the index
+	}
+	err = fits(r.view, staged, r.room)
 	if err == nil && slices.Contains(r.view.Names("."), StagingDir) {
 		err = fmt.Errorf("it has an entry %s, which is where pieces are kept and goes at the end", StagingDir)
 	}
@@ -279,11 +297,11 @@ func (r *run) image(ctx context.Context) error {
 			}
 			// The index first, into memory until there is a disk; what else is
 			// needed, the indexes of all layers say together. Of a single layer
-			// everything is.
+			// everything is, unless it comes as files.
 			l.spool = newSpool(info.PieceLength, memory, of.IndexOffset, of.IndexSize)
 			l.pieces = transport.NewPieces(info, l.spool)
 			l.pieces.Prefer(of.IndexOffset, of.IndexSize)
-			if len(layers) > 1 {
+			if len(layers) > 1 || r.mayFile() {
 				l.pieces.Hold()
 			}
 			known[of.Digest] = l
@@ -333,23 +351,68 @@ func (r *run) get(ctx context.Context, path string, digest wire.Digest, limit in
 	}
 }
 
-// join begins to fetch all layers.
+// join makes the sources of each turn, and begins with the first. Those of
+// which none can be used here have no turn.
 func (r *run) join(ctx context.Context) error {
-	r.hope, r.stop = context.WithCancelCause(ctx)
+	var usable [][]string
+	var errs []error
+	for _, names := range r.list {
+		if err := r.joinAll(names); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		usable = append(usable, names)
+	}
+	if len(usable) == 0 {
+		return errors.Join(errs...)
+	}
+	for _, err := range errs {
+		r.Log.Warn("plan: goes on without", "err", err)
+	}
+	r.list = usable
+	r.meter.watch(r.layers)
+	r.alive = time.Now()
+	r.begin(ctx)
+	return nil
+}
+
+// joinAll makes the sources of one turn, for all layers.
+func (r *run) joinAll(names []string) error {
+	patience := time.Duration(0)
+	if len(r.list) > 1 || r.mayFile() {
+		patience = stall * time.Duration(len(names)) // each has its time
+	}
 	for _, l := range r.layers {
-		source, swarm, err := r.Network.Join(l.pieces, r.Script.Transports)
+		source, swarm, err := r.Network.Join(l.pieces, names, patience)
 		if err != nil {
 			return err
 		}
-		l.swarm = swarm
+		l.sources = append(l.sources, source)
+		if swarm != nil {
+			l.swarm = swarm
+		}
+	}
+	return nil
+}
+
+// begin has the sources whose turn it is fetch all layers.
+func (r *run) begin(ctx context.Context) {
+	hope, stop := context.WithCancelCause(ctx)
+	r.hope, r.stop = hope, stop
+	for _, l := range r.layers {
+		source := l.sources[r.at]
 		r.fetching.Go(func() {
-			if err := source.Fetch(r.hope, l.pieces); err != nil {
-				r.stop(fmt.Errorf("layer %d: %w", l.at[0], err)) // the first one counts
+			err := source.Fetch(hope, l.pieces)
+			if err == nil {
+				return
 			}
+			err = fmt.Errorf("layer %d: %w", l.at[0], err)
+			if !errors.Is(err, transport.ErrStorage) { // for which no other source helps
+				err = gaveUp{err}
+			}
+			stop(err) // the first one counts
 		})
 	}
-	r.meter.watch(r.layers)
-	return nil
 }
 
 // readIndexes waits for the indexes, or for the end of all hope of one.
@@ -392,7 +455,7 @@ func (r *run) partition(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// fetch extracts every frame as soon as its pieces are there.
+// fetch makes the root the image, with the sources whose turn it is.
 func (r *run) fetch(ctx context.Context) (_ string, err error) {
 	defer func() {
 		if errors.Is(err, unix.ENOSPC) {
@@ -402,9 +465,24 @@ func (r *run) fetch(ctx context.Context) (_ string, err error) {
 	if err := r.stage(); err != nil {
 		return "", fmt.Errorf("staging: %w", err)
 	}
-	x, err := image.NewExtractor(r.root, r.view, r.Extract)
+	err = r.untilDone(ctx, func() error {
+		if r.files() {
+			return r.copy(ctx)
+		}
+		return r.extract(ctx)
+	})
 	if err != nil {
 		return "", err
+	}
+	t := r.meter.read()
+	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, t.FromServer, t.FromPeers), nil
+}
+
+// extract writes every frame as soon as its pieces are there.
+func (r *run) extract(ctx context.Context) error {
+	x, err := image.NewExtractor(r.root, r.view, r.Extract)
+	if err != nil {
+		return err
 	}
 	defer x.Close()
 	workers := r.Workers
@@ -416,13 +494,15 @@ func (r *run) fetch(ctx context.Context) (_ string, err error) {
 		err = x.Finish()
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
 	if skipped := x.Skipped(); skipped != (image.Skipped{}) {
 		r.Log.Warn("not as root: left out", "owners", skipped.Owners, "devices", skipped.Devices, "xattrs", skipped.Xattrs)
 	}
-	t := r.meter.read()
-	return fmt.Sprintf("%s: %d bytes from the server, %d from other nodes", r.Script.Image.Name, t.FromServer, t.FromPeers), nil
+	if r.filed { // it may have left what no frame replaces
+		return r.compare(ctx)
+	}
+	return nil
 }
 
 // full says how full a filesystem is that has no room for more.
@@ -451,9 +531,9 @@ func (r *run) stage() error {
 	if err != nil {
 		return err
 	}
-	for _, file := range left { // of another version, maybe
+	for _, file := range left { // of another version, or of rsync
 		if !slices.ContainsFunc(r.layers, func(l *layer) bool { return l.Digest.Hex() == file.Name() }) {
-			if err := os.Remove(filepath.Join(dir, file.Name())); err != nil {
+			if err := os.RemoveAll(filepath.Join(dir, file.Name())); err != nil {
 				return err
 			}
 		}

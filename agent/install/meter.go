@@ -14,6 +14,10 @@ type meter struct {
 	rate   int64
 	came   int64 // when rate was computed
 	at     time.Time
+
+	files    int64 // bytes of all files, once it is these that come
+	written  int64 // of them
+	received int64 // for them
 }
 
 func (m *meter) watch(layers []*layer) {
@@ -21,6 +25,28 @@ func (m *meter) watch(layers []*layer) {
 	defer m.mu.Unlock()
 	m.layers, m.at = layers, time.Now()
 }
+
+// copy is told that from now on it is files that come, of that many bytes.
+func (m *meter) copy(size int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.files = size
+}
+
+func (m *meter) receive(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.received += int64(n)
+}
+
+func (m *meter) write(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.written = min(n, m.files)
+}
+
+// extract is told that it is pieces again.
+func (m *meter) extract() { m.copy(0) }
 
 // read is how far the image is, or nil while there is nothing to fetch yet.
 func (m *meter) read() *wire.Transfer {
@@ -41,6 +67,10 @@ func (m *meter) read() *wire.Transfer {
 		if l.swarm != nil {
 			t.Peers = max(t.Peers, l.swarm.Peers()) // they are mostly the same for each layer
 		}
+	}
+	t.FromServer += m.received
+	if m.files > 0 {
+		t.Done, t.Total = m.written, m.files
 	}
 	if past := time.Since(m.at); past >= time.Second {
 		came := t.FromServer + t.FromPeers // staging may have had more

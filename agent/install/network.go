@@ -2,14 +2,20 @@ package install
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
 	"rookery/transport"
 	bulk "rookery/transport/http"
+	"rookery/transport/rsync"
 	"rookery/transport/swarm"
 	"rookery/wire"
 )
@@ -22,6 +28,7 @@ type Site struct {
 	Mirrors  []string           // URLs of layers without their digest, besides the server's own
 	Download *transport.Limiter // of what comes by HTTP
 	Switched func(text string)  // told how layers come from now on, and why; may be nil
+	TLS      *tls.Config        // that trusts the server for files; nil: they come plain
 }
 
 // getFor is for the whole of a file, which has a few MiB at the most: a server
@@ -30,10 +37,14 @@ const getFor = time.Minute
 
 // Get fetches a file.
 func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
+	return s.do(ctx, http.MethodGet, path, limit)
+}
+
+func (s *Site) do(ctx context.Context, method, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, getFor)
 	defer cancel()
 	url := s.url(path)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -42,12 +53,16 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
-	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", url, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var said struct{ Error string }
+		if json.Unmarshal(b, &said) == nil && said.Error != "" {
+			return nil, fmt.Errorf("%s: %s: %.500s", url, resp.Status, said.Error)
+		}
+		return nil, fmt.Errorf("%s: %s", url, resp.Status)
 	}
 	if int64(len(b)) > limit {
 		return nil, fmt.Errorf("%s: more than %d bytes", url, limit)
@@ -55,20 +70,21 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 	return b, nil
 }
 
-// Join takes the script's transports in their order.
-func (s *Site) Join(p *transport.Pieces, transports []string) (transport.Source, Swarm, error) {
+// Join takes the script's transports in their order. The index comes by HTTP
+// where the files come by rsync.
+func (s *Site) Join(p *transport.Pieces, transports []string, patience time.Duration) (transport.Source, Swarm, error) {
 	tell := func(text string) {
 		if s.Switched != nil {
 			s.Switched(fmt.Sprintf("%s (layer %.12s)", text, p.Info().Layer.Hex()))
 		}
 	}
-	policy := &transport.Policy{Switched: tell}
+	policy := &transport.Policy{Switched: tell, Patience: patience}
 	var member Swarm
 	for _, name := range transports {
 		switch {
-		case name == "http":
+		case name == "http", name == byFiles:
 			policy.Steps = append(policy.Steps, transport.Step{
-				Name: name, From: []transport.Origin{transport.FromHTTP},
+				Name: "http", From: []transport.Origin{transport.FromHTTP},
 				Source: &bulk.Source{
 					URLs: append([]string{s.url(wire.PathLayers)}, s.Mirrors...), Client: s.Client, Limit: s.Download,
 					Moved: func(err error) { tell(fmt.Sprintf("http goes on elsewhere: %v", err)) },
@@ -88,6 +104,72 @@ func (s *Site) Join(p *transport.Pieces, transports []string) (transport.Source,
 		return nil, nil, fmt.Errorf("none of the transports %s can be used here", strings.Join(transports, ", "))
 	}
 	return policy, member, nil
+}
+
+// Files fetches them over TLS where both sides can.
+func (s *Site) Files(ctx context.Context, manifest wire.Digest, job rsync.Job) error {
+	tree, err := s.tree(ctx, manifest)
+	if err != nil {
+		return err
+	}
+	base, err := url.Parse(s.Base)
+	if err != nil {
+		return err
+	}
+	port, config := tree.Port, (*tls.Config)(nil)
+	if s.TLS != nil && tree.TLSPort != 0 {
+		port, config = tree.TLSPort, s.TLS
+	}
+	if port == 0 {
+		return fmt.Errorf("%s: the server offers files over TLS alone, and this node has no certificate authority", s.Base)
+	}
+	job.Module, job.Limit = tree.Module, s.Download
+	job.Dial = func(ctx context.Context) (net.Conn, error) {
+		return dial(ctx, net.JoinHostPort(base.Hostname(), strconv.Itoa(port)), config)
+	}
+	return rsync.Run(ctx, job)
+}
+
+// dialFor is for a connection, with the handshakes of TCP and TLS.
+const dialFor = 20 * time.Second
+
+// dial connects, over TLS unless config is nil.
+func dial(ctx context.Context, addr string, config *tls.Config) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialFor)
+	defer cancel()
+	if config != nil {
+		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+}
+
+// madeFor is how long the server may make files ready without getting on.
+const madeFor = 2 * time.Minute
+
+// tree asks the server for the image's files until it has made them.
+func (s *Site) tree(ctx context.Context, manifest wire.Digest) (wire.Tree, error) {
+	done, alive := int64(-1), time.Now()
+	for {
+		b, err := s.do(ctx, http.MethodPost, wire.PathTrees+string(manifest), 64<<10)
+		if err != nil {
+			return wire.Tree{}, err
+		}
+		tree, err := wire.DecodeTree(b)
+		if err != nil || tree.Module != "" {
+			return tree, err
+		}
+		if tree.Done != done {
+			done, alive = tree.Done, time.Now()
+		}
+		if time.Since(alive) >= madeFor {
+			return tree, fmt.Errorf("the server makes the files ready and is at %d of %d bytes for %s", tree.Done, tree.Total, madeFor)
+		}
+		select {
+		case <-time.After(time.Second / 2):
+		case <-ctx.Done():
+			return tree, context.Cause(ctx)
+		}
+	}
 }
 
 func (s *Site) url(path string) string { return strings.TrimSuffix(s.Base, "/") + path }

@@ -181,6 +181,11 @@ func (a *agent) install(ctx context.Context, script wire.Script, send func(conte
 	}
 	download := transport.NewLimiter(script.Download)
 	site := &install.Site{Base: a.http, Client: filesClient(), Mirrors: script.Mirrors, Download: download, Switched: a.report.Switch}
+	if a.site.CA != "" {
+		if site.TLS, err = report.TLS(a.site.CA); err != nil {
+			return script.OnFailure, err
+		}
+	}
 	peerCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var peer sync.WaitGroup
 	defer peer.Wait()

@@ -143,6 +143,9 @@ func bootOnce(ctx context.Context) (wire.Ending, error) {
 
 	rep.Start(wire.PhaseNetwork, "")
 	network := netup.Kernel{ResolvConf: "/etc/resolv.conf"}
+	if err := network.SetUp("lo"); err != nil { // rsync is spoken to by loopback
+		log.Warn("network", "err", err)
+	}
 	lease, err := netup.Up(ctx, network, log)
 	rep.Finish(wire.PhaseNetwork, fmt.Sprintf("%s %s", lease.NIC, lease.Address), nil, err)
 	if err != nil {

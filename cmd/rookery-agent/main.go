@@ -24,7 +24,8 @@ Usage:
         what the flags of a command mean
 
 Without --disk the image goes into the directory --root: nothing is
-partitioned and no boot loader is installed. With it, the disk (an image file
+partitioned and no boot loader is installed; what rsync brings, where a script's
+transports have it, replaces all that is there. With it, the disk (an image file
 or a device) is ERASED and mounted at --root while the installation runs.
 
 As process 1 of an initramfs the agent takes no arguments: it reads the kernel

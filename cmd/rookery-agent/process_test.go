@@ -28,8 +28,10 @@ import (
 	"rookery/agent/netup"
 	"rookery/disklayout"
 	"rookery/disklayout/apply"
+	"rookery/image"
 	"rookery/image/store"
 	"rookery/transport"
+	"rookery/transport/rsync/rsynctest"
 	"rookery/transport/swarm"
 	"rookery/transport/tracker"
 	"rookery/wire"
@@ -61,6 +63,7 @@ type site struct {
 	deny    bool   // layers are not there
 	events  []wire.Event
 	more    chan struct{}                    // closed at the next events
+	trees   []wire.Tree                      // answers to who asks for files; the last stays
 	refuse  int                              // requests with events to be answered with 503
 	corrupt func(b []byte, off int64) []byte // bytes of layers on their way
 	pace    func(served int64)               // asked before each piece of work on them
@@ -88,6 +91,7 @@ func newSite(t *testing.T) *site {
 	mux.HandleFunc("GET "+wire.PathManifests+"{digest}", s.blob)
 	mux.HandleFunc("GET "+wire.PathTorrents+"{digest}", s.blob)
 	mux.HandleFunc("GET "+wire.PathLayers+"{digest}", s.blob)
+	mux.HandleFunc("POST "+wire.PathTrees+"{digest}", s.tree)
 	mux.Handle("GET "+wire.PathAnnounce, track)
 	s.Server = httptest.NewServer(mux)
 	t.Cleanup(s.Close)
@@ -189,6 +193,20 @@ func (s *site) take(w http.ResponseWriter, r *http.Request) {
 	close(s.more)
 	s.more = make(chan struct{})
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *site) tree(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.trees) == 0 || r.PathValue("digest") != string(s.version.Manifest) {
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = io.WriteString(w, `{"error": "rsync: the server runs without it"}`)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(s.trees[0])
+	if len(s.trees) > 1 {
+		s.trees = s.trees[1:]
+	}
 }
 
 func (s *site) blob(w http.ResponseWriter, r *http.Request) {
@@ -677,6 +695,59 @@ func TestInstallOntoADisk(t *testing.T) {
 	}
 	if err := unmount(); err != nil {
 		t.Error(err)
+	}
+}
+
+// By rsync alone onto a disk, when the server has made the files; and where the
+// server has no rsync, the other transports go on, and it is said why.
+func TestRsync(t *testing.T) {
+	s := newSite(t)
+	script, root := filepath.Join(t.TempDir(), "script.json"), filepath.Join(t.TempDir(), "root")
+	disk, files := filepath.Join(t.TempDir(), "disk.img"), t.TempDir()
+	layers, done, err := s.images.Layers(t.Context(), s.version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	if _, err := image.Extract(t.Context(), files, image.Options{Unprivileged: os.Geteuid() != 0}, layers...); err != nil {
+		t.Fatal(err)
+	}
+	daemon := rsynctest.Start(t, files) // skips where not root
+	s.trees = []wire.Tree{{Total: 7}, {Done: 3, Total: 7}, {Module: rsynctest.Module, Port: daemon.Port()}}
+	write := func(transports ...string) {
+		t.Helper()
+		sealed := s.seal(t, func(w *wire.Script) { w.Transports = transports })
+		if err := os.WriteFile(script, sealed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("rsync")
+	if err := errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 1<<30)); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"install", "--script", script, "--site", s.file, "--http", s.URL, "--root", root, "--listen", ""}
+	onDisk := slices.Concat(args, []string{"--disk", disk, "--firmware", "bios", "--no-loader"})
+	cmd, out := agentProcess(t, onDisk...)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !strings.Contains(out.String(), "rookery: end: finished") {
+		t.Errorf("it does not say that it ended\n%s", out)
+	}
+	if s.served > s.version.Layers[0].Size/2 {
+		t.Errorf("%d bytes of the layer came by HTTP, want the index", s.served)
+	}
+
+	s.set(func() { s.trees = nil })
+	write("rsync", "http")
+	cmd, out = agentProcess(t, args...)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checkInstalled(t, root)
+	if want := "rookery: fetch: http takes over from rsync: rsync: " + s.URL + wire.PathTrees; !strings.Contains(out.String(), want) ||
+		!strings.Contains(out.String(), "500 Internal Server Error: rsync: the server runs without it") {
+		t.Errorf("it does not say %q, and why\n%s", want, out)
 	}
 }
 

@@ -22,6 +22,8 @@ import (
 	"rookery/image/oci"
 	"rookery/image/store"
 	"rookery/transport"
+	"rookery/transport/rsync"
+	"rookery/transport/rsync/rsynctest"
 	"rookery/wire"
 )
 
@@ -44,9 +46,9 @@ func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
 		t.Fatal(err)
 	}
 	s.Torrent = transport.NewTorrent
-	entries := []image.Entry{{Path: ".", Type: image.Dir, Mode: 0o755}}
+	entries := []image.Entry{{Path: ".", Type: image.Dir, Mode: 0o755, MTime: imagetest.When}}
 	for _, name := range []string{"etc", "bin", "boot", "usr", "usr/lib", "usr/lib/grub", "usr/lib/grub/i386-pc", "usr/sbin", "var"} {
-		entries = append(entries, image.Entry{Path: name, Type: image.Dir, Mode: 0o755})
+		entries = append(entries, image.Entry{Path: name, Type: image.Dir, Mode: 0o755, MTime: imagetest.When})
 	}
 	// Not compressible: a layer of several pieces.
 	noise := make([]byte, 3<<20)
@@ -57,7 +59,7 @@ func Publish(t testing.TB, dir string) (*store.Store, store.Version) {
 	}
 	for name, text := range content {
 		entries = append(entries, image.Entry{Path: name, Type: image.Regular, Mode: 0o644, Size: int64(len(text)),
-			UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
+			MTime: imagetest.When, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
 	}
 	version, err := s.Publish(t.Context(), "tiny:1", store.Publication{Layer: func(w io.Writer) (image.Descriptor, error) {
 		return image.Write(w, entries, func(e image.Entry) (io.ReadCloser, error) {
@@ -218,6 +220,7 @@ type Network struct {
 	Alter func(path string, b []byte) ([]byte, error) // what becomes of a file; nil: nothing
 	Pass  func(layer wire.Digest, piece int) error    // asked before each piece; nil: all pass
 	Alone time.Time                                   // until then somebody else is fetching
+	Rsync *rsynctest.Daemon                           // has the files; nil: nobody has
 
 	mu   sync.Mutex
 	left bool
@@ -241,8 +244,17 @@ func (n *Network) Get(ctx context.Context, path string, limit int64) ([]byte, er
 }
 
 // Join gives the network itself, as a source that is asked again.
-func (n *Network) Join(*transport.Pieces, []string) (transport.Source, install.Swarm, error) {
-	return &transport.Policy{Steps: []transport.Step{{Name: "fake", Source: n, From: []transport.Origin{transport.FromPeer}}}}, n, nil
+func (n *Network) Join(_ *transport.Pieces, _ []string, patience time.Duration) (transport.Source, install.Swarm, error) {
+	return &transport.Policy{Patience: patience, Steps: []transport.Step{{Name: "fake", Source: n, From: []transport.Origin{transport.FromPeer}}}}, n, nil
+}
+
+// Files fetches them from n's daemon, whatever the manifest.
+func (n *Network) Files(ctx context.Context, _ wire.Digest, job rsync.Job) error {
+	if n.Rsync == nil {
+		return errors.New("no files here")
+	}
+	job.Dial, job.Module = n.Rsync.Dial, rsynctest.Module
+	return rsync.Run(ctx, job)
 }
 
 func (n *Network) String() string { return "fake" }
@@ -321,6 +333,9 @@ func (r *Reporter) Start(phase wire.Phase, _ string) { r.add("%s started", phase
 
 // Progress is not remembered.
 func (r *Reporter) Progress(wire.Phase, string, *wire.Transfer) {}
+
+// Switch remembers.
+func (r *Reporter) Switch(text string) { r.add("switched: %s", text) }
 
 // Finish remembers.
 func (r *Reporter) Finish(phase wire.Phase, _ string, t *wire.Transfer, err error) {
