@@ -16,7 +16,7 @@ import (
 func imageCommand(dir func() stateDir) *cobra.Command {
 	cmd := group("image", "Make, look into, change, publish and copy images",
 		imageList(dir), imageShow(dir), imageDiff(dir), imageVerify(dir),
-		imageImport(dir), imageBuild(dir), imageCapture(dir), imageExport(dir), imageExtract(dir), imageCopy(dir),
+		imageImport(dir), imageBuild(dir), imageCapture(dir), imageExport(dir), imageExtract(dir), imageCopy(dir), imageRsync(dir),
 		imageCheckout(dir), imageShell(dir), imagePublish(dir),
 		imageTag(dir), imageUntag(dir), imageRemove(dir), imagePrune(dir),
 	)

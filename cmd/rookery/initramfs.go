@@ -24,6 +24,7 @@ func initramfsCommand(dir func() stateDir) *cobra.Command {
 
 func initramfsBuild(dir func() stateDir) *cobra.Command {
 	var kernel, modules, agent, profile string
+	var rsync bool
 	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Pack the agent, a kernel's modules and the site's public key",
@@ -32,7 +33,8 @@ that machines boot, and put it with its kernel where 'rookery serve' finds them.
 
 The kernel is your distribution's: by default the newest in /boot, with its modules
 in /lib/modules. The profile vm has the drivers of virtual machines and is small;
-metal has those of real ones.`,
+metal has those of real ones. Nodes that have rsync among their transports need
+--rsync, which adds 3 MiB.`,
 		Example: "  rookery initramfs build --profile metal",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
@@ -58,6 +60,10 @@ metal has those of real ones.`,
 			if err != nil {
 				return fmt.Errorf("kernel: %s: %w", kernel, err)
 			}
+			tools := initramfs.DefaultTools
+			if rsync {
+				tools = append(slices.Clone(tools), "rsync")
+			}
 			s, err := site.Open(dir().site())
 			if err != nil {
 				return err
@@ -74,7 +80,7 @@ metal has those of real ones.`,
 				}
 				return replace(dir().initramfs(), func(w io.Writer) (err error) {
 					sum, err = initramfs.Build(stoppable{cmd.Context(), w}, initramfs.Config{
-						Agent: agent, Modules: modules, Profile: initramfs.Profile(profile), Site: s.Public(),
+						Agent: agent, Modules: modules, Profile: initramfs.Profile(profile), Site: s.Public(), Tools: tools,
 					})
 					if err == nil && release != "" && release != sum.Kernel {
 						err = fmt.Errorf("modules: %s has those of kernel %s, %s is kernel %s", modules, sum.Kernel, kernel, release)
@@ -95,6 +101,7 @@ metal has those of real ones.`,
 	cmd.Flags().StringVar(&modules, "modules", "", "the kernel's modules (default /lib/modules/ and the kernel's version)")
 	cmd.Flags().StringVar(&agent, "agent", "", "rookery-agent program (default beside this program, or in PATH)")
 	cmd.Flags().StringVar(&profile, "profile", string(initramfs.Metal), "hardware to pack drivers for: vm or metal")
+	cmd.Flags().BoolVar(&rsync, "rsync", false, "pack rsync, for nodes that have it among their transports")
 	return cmd
 }
 

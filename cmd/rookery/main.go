@@ -43,6 +43,7 @@ func (s stateDir) site() string      { return filepath.Join(s.path, "site") }
 func (s stateDir) boot() string      { return filepath.Join(s.path, "boot") }
 func (s stateDir) records() string   { return filepath.Join(s.path, "rookery.db") }
 func (s stateDir) admin() string     { return filepath.Join(s.path, "admin.sock") }
+func (s stateDir) rsync() string     { return filepath.Join(s.path, "rsync") }
 func (s stateDir) kernel() string    { return filepath.Join(s.boot(), "vmlinuz") }
 func (s stateDir) initramfs() string { return filepath.Join(s.boot(), "initramfs") }
 

@@ -274,8 +274,9 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"serve"}, "serve: --interface is missing"},
 		{[]string{"serve", "--interface", "nosuch0"}, `serve: interface "nosuch0": no such network interface`},
 		{[]string{"serve", "--interface", "lo", "--address", "10.1.2.3"}, "serve: address 10.1.2.3: interface "},
-		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder`},
+		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder, rsync`},
 		{[]string{"serve", "--interface", "lo", "--tftp-port", "0"}, "serve: a port is 0"},
+		{[]string{"serve", "--interface", "lo", "--rsync-port", "0", "--rsync-tls-port", "0"}, "serve: rsync-port and rsync-tls-port are both 0"},
 		{[]string{"serve", "--interface", "lo", "--lease-time", "-5s"}, "serve: lease-time: -5s, want at least 1m0s"},
 		{[]string{"serve", "--interface", "lo", "--domain", "exa mple"}, `serve: domain: "exa mple"`},
 		{[]string{"serve", "--interface", "lo", "--kernel-args", "quiet || exit"}, `serve: kernel-args: "quiet || exit"`},
@@ -380,6 +381,15 @@ type server struct {
 // startServer starts one and waits until it serves, or is gone.
 func startServer(t *testing.T, state string) *server {
 	t.Helper()
+	return startServerIn(t, state, &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	})
+}
+
+func startServerIn(t *testing.T, state string, namespaces *syscall.SysProcAttr) *server {
+	t.Helper()
 	ipxe := t.TempDir()
 	for _, path := range []string{
 		filepath.Join(ipxe, netboot.FileBIOS), filepath.Join(ipxe, netboot.FileUEFI),
@@ -391,11 +401,7 @@ func startServer(t *testing.T, state string) *server {
 	}
 	s := &server{Cmd: exec.Command("/proc/self/exe", "--state", state, "serve", "--interface", "lo", "--ipxe", ipxe), silent: make(chan struct{})}
 	s.Env = append(os.Environ(), asRookery+"=1")
-	s.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
+	s.SysProcAttr = namespaces
 	stderr, err := s.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"rookery/server/fleet"
 	"rookery/server/httpd"
 	"rookery/server/radvd"
+	"rookery/server/rsyncd"
 	"rookery/server/seed"
 	"rookery/server/serve"
 	"rookery/server/site"
@@ -40,7 +41,7 @@ type serveConfig struct {
 	dhcp    dhcpConfig
 	off     []string
 
-	httpPort, httpsPort, swarmPort, tftpPort uint16
+	httpPort, httpsPort, swarmPort, tftpPort, rsyncPort, rsyncTLSPort uint16
 
 	egress string // limit
 
@@ -53,14 +54,14 @@ type serveConfig struct {
 const serveName = "serve"
 
 // services are what can be switched off.
-var services = []string{"dhcp", "tftp", "radvd", "seeder"}
+var services = []string{"dhcp", "tftp", "radvd", "seeder", "rsync"}
 
 func serveCommand(dir func() stateDir) *cobra.Command {
 	var c serveConfig
 	cmd := &cobra.Command{
 		Use:   serveName,
-		Short: "Run the server: DHCP, TFTP, HTTP, agents' API, tracker and seeder",
-		Long: `Run the server: DHCP, TFTP, HTTP, agents' API, tracker and seeder.
+		Short: "Run the server: DHCP, TFTP, HTTP, agents' API, tracker, seeder, rsync",
+		Long: `Run the server: DHCP, TFTP, HTTP, agents' API, tracker, seeder, rsync.
 
 It answers on one interface. Machines that nobody has accepted boot the agent too,
 and wait: see 'rookery node list' and 'rookery node accept'. A restart loses nothing
@@ -89,7 +90,9 @@ and stops no installation.`,
 	f.Uint16Var(&c.httpsPort, "https-port", 443, "agents' API")
 	f.Uint16Var(&c.swarmPort, "swarm-port", 6881, "seeder")
 	f.Uint16Var(&c.tftpPort, "tftp-port", 69, "boot programs for PXE")
-	f.StringVar(&c.egress, "egress-limit", "none", "what layers may take of the uplink in bytes a second, such as 100MB, by HTTP and swarm together")
+	f.Uint16Var(&c.rsyncPort, "rsync-port", 873, "images as files, by rsync; 0 for TLS alone")
+	f.Uint16Var(&c.rsyncTLSPort, "rsync-tls-port", 874, "the same over TLS; 0 for none")
+	f.StringVar(&c.egress, "egress-limit", "none", "what layers may take of the uplink in bytes a second, such as 100MB, by HTTP, swarm and rsync together")
 	f.StringVar(&c.ipxe, "ipxe", "/usr/lib/ipxe", "directory of iPXE's boot programs")
 	f.StringVar(&c.args, "kernel-args", netboot.DefaultArgs, "kernel arguments of the agent")
 	f.BoolVar(&c.debug, "debug", false, "log every request")
@@ -111,6 +114,9 @@ func (c serveConfig) check() error {
 	if min(c.httpPort, c.httpsPort, c.swarmPort, c.tftpPort) == 0 {
 		return errors.New("serve: a port is 0, want 1 to 65535")
 	}
+	if c.rsyncPort == 0 && c.rsyncTLSPort == 0 && !slices.Contains(c.off, "rsync") {
+		return errors.New("serve: rsync-port and rsync-tls-port are both 0: to serve no images by rsync, say --without rsync")
+	}
 	if c.dhcp.lease < shortestLease {
 		return fmt.Errorf("serve: lease-time: %s, want at least %s", c.dhcp.lease, shortestLease)
 	}
@@ -130,6 +136,31 @@ func (c serveConfig) check() error {
 // boots says whether machines are sent here to boot.
 func (c serveConfig) boots() bool {
 	return !slices.Contains(c.off, "dhcp") || !slices.Contains(c.off, "tftp")
+}
+
+// noRsync says why nobody gets files by rsync, nil when they do.
+func (c serveConfig) noRsync() error {
+	if slices.Contains(c.off, "rsync") {
+		return errors.New("rsync: the server runs without it (--without rsync)")
+	}
+	if err := rsyncd.Available(); err != nil {
+		return fmt.Errorf("rsync: the server cannot run it: %w", err)
+	}
+	return nil
+}
+
+// byRsync are the versions that nodes are to get by rsync, if it comes to that.
+func byRsync(machines *fleet.Fleet) func(context.Context) (map[wire.Digest]bool, error) {
+	return func(ctx context.Context) (map[wire.Digest]bool, error) {
+		needed, err := machines.Needed(ctx)
+		found := map[wire.Digest]bool{}
+		for _, n := range needed {
+			if n.Rsync {
+				found[n.Manifest] = true
+			}
+		}
+		return found, err
+	}
 }
 
 // bootable says what machines would miss when they boot.
@@ -188,6 +219,16 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	var ln listeners
 	defer ln.close()
 	public, agents, seeds := ln.tcp(at(c.httpPort)), ln.tcp(at(c.httpsPort)), ln.tcp(at(c.swarmPort))
+	noRsync := c.noRsync()
+	var plain, sealed net.Listener
+	if noRsync == nil && c.rsyncPort != 0 {
+		plain = ln.tcp(at(c.rsyncPort))
+	}
+	if noRsync == nil && c.rsyncTLSPort != 0 {
+		if tcp := ln.tcp(at(c.rsyncTLSPort)); ln.err == nil {
+			sealed = tls.NewListener(tcp, tlsConfig)
+		}
+	}
 	if ln.err != nil {
 		return fmt.Errorf("serve: %w", ln.err)
 	}
@@ -213,8 +254,17 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err != nil {
 		return err
 	}
+	copies := &rsyncd.Server{
+		Dir: dir.rsync(), Store: images, Needed: byRsync(machines), Log: log,
+		Address: addr, Plain: plain, TLS: sealed, Egress: egress,
+	}
+	trees := copies.Tree
+	if noRsync != nil {
+		log.Warn("no images by rsync", "err", noRsync)
+		trees = func(context.Context, wire.Digest) (wire.Tree, error) { return wire.Tree{}, noRsync }
+	}
 	web := &httpd.Server{
-		Fleet: machines, Blobs: images.Blob, Egress: egress, Boot: files,
+		Fleet: machines, Blobs: images.Blob, Egress: egress, Trees: trees, Boot: files,
 		Tracker: tracker.New(seeder.Known), Site: where, Log: log,
 	}
 	publicRoutes, agentRoutes, adminRoutes := web.Routes()
@@ -240,8 +290,9 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		}).Run},
 		{Name: "tftp", Run: (&tftpd.Server{Addr: at(c.tftpPort), Files: files, Log: log}).Run},
 		{Name: "radvd", Run: (&radvd.Server{Interface: c.iface, Log: log}).Run},
+		{Name: "rsync", Run: copies.Run},
 	} {
-		if !slices.Contains(c.off, p.Name) {
+		if !slices.Contains(c.off, p.Name) && (p.Name != "rsync" || noRsync == nil) {
 			parts = append(parts, p)
 		}
 	}

@@ -666,7 +666,8 @@ func (f *Fleet) layout(ctx context.Context, n Node, status Status, r records) (l
 type Need struct {
 	Name     string      `json:"name"`
 	Manifest wire.Digest `json:"manifest"`
-	Why      string      `json:"why"` // "node n1", "n1 is being installed"
+	Why      string      `json:"why"`             // "node n1", "n1 is being installed"
+	Rsync    bool        `json:"rsync,omitempty"` // rsync is among that node's transports
 }
 
 // Needed are the versions that nodes are to be installed with, by their records
@@ -683,16 +684,18 @@ func (f *Fleet) Needed(ctx context.Context) ([]Need, error) {
 
 	needed, images := []Need{}, f.Images.once()
 	for _, name := range slices.Sorted(maps.Keys(records.nodes)) {
+		settings := records.settings(records.nodes[name])
+		rsync := slices.Contains(settings.Transports, "rsync")
 		if i, ok := running[name]; ok {
-			needed = append(needed, Need{i.Name, i.Manifest, name + " is being installed"})
+			needed = append(needed, Need{i.Name, i.Manifest, name + " is being installed", rsync})
 		}
-		named := records.settings(records.nodes[name]).Image
+		named := settings.Image
 		if named == "" {
 			continue
 		}
 		switch i, err := images(ctx, named); {
 		case err == nil:
-			needed = append(needed, Need{i.Name, i.Manifest, "node " + name})
+			needed = append(needed, Need{i.Name, i.Manifest, "node " + name, rsync})
 		case !errors.Is(err, ErrNotFound):
 			return nil, fmt.Errorf("node %s: %w", name, err)
 		}

@@ -596,12 +596,15 @@ func TestTheLayoutOfTheImage(t *testing.T) {
 func TestNeeded(t *testing.T) {
 	s := newSite(t)
 	s.newest["debian11"] = "4"
-	s.apply("kind: Defaults\nimage: debian11:3\n---\nkind: Node\nname: n1\nmacs: [52:54:00:00:00:01]\nimage: debian12\n---\nkind: Node\nname: n2\nmacs: [52:54:00:00:00:02]\n")
+	s.apply("kind: Defaults\nimage: debian11:3\n---\nkind: Node\nname: n1\nmacs: [52:54:00:00:00:01]\nimage: debian12\n---\nkind: Node\nname: n2\nmacs: [52:54:00:00:00:02]\ntransports: [http, rsync]\n")
 	needed := func(want ...string) {
 		t.Helper()
 		all, err := s.Needed(t.Context())
 		var got []string
 		for _, n := range all {
+			if n.Rsync {
+				n.Why += " by rsync"
+			}
 			got = append(got, n.Name+": "+n.Why)
 			if n.Manifest != wire.DigestOf([]byte(n.Name)) {
 				t.Errorf("%s has the manifest %s", n.Name, n.Manifest)
@@ -611,15 +614,15 @@ func TestNeeded(t *testing.T) {
 			t.Errorf("needed are %q, %v, want %q", got, err, want)
 		}
 	}
-	needed("debian12:1: node n1", "debian11:3: node n2")
+	needed("debian12:1: node n1", "debian11:3: node n2 by rsync")
 	token := s.hello(boots[0], mac1).Token
 	s.script(token)
 	s.newest["debian12"] = "2"
-	needed("debian12:1: n1 is being installed", "debian12:2: node n1", "debian11:3: node n2")
+	needed("debian12:1: n1 is being installed", "debian12:2: node n1", "debian11:3: node n2 by rsync")
 	s.report(token, wire.Event{Boot: boots[0], Seq: 1, Phase: wire.PhaseEnd, State: wire.Finished})
-	needed("debian12:2: node n1", "debian11:3: node n2")
+	needed("debian12:2: node n1", "debian11:3: node n2 by rsync")
 	delete(s.newest, "debian12")
-	needed("debian11:3: node n2")
+	needed("debian11:3: node n2 by rsync")
 
 	s.broken = errors.New("registry: connection refused")
 	if _, err := s.Needed(t.Context()); !errors.Is(err, s.broken) {

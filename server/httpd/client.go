@@ -13,6 +13,7 @@ import (
 	"strconv"
 
 	"rookery/server/fleet"
+	"rookery/wire"
 )
 
 // A Client speaks the admin API. Its errors are the server's words.
@@ -101,6 +102,12 @@ func (c *Client) Records(ctx context.Context, kind, name string) (all []json.Raw
 func (c *Client) Needed(ctx context.Context) (needed []fleet.Need, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/images/needed", nil, &needed)
 	return needed, err
+}
+
+// Tree has the files of the image with that manifest made ready for rsync.
+func (c *Client) Tree(ctx context.Context, manifest wire.Digest) (t wire.Tree, err error) {
+	err = c.call(ctx, http.MethodPost, wire.PathTrees+string(manifest), nil, &t)
+	return t, err
 }
 
 // Apply saves the records of all files, or none; it returns what was changed.

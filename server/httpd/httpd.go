@@ -26,6 +26,7 @@ type Server struct {
 	Fleet   *fleet.Fleet
 	Blobs   func(context.Context, wire.Digest) (images.Blob, error) // the image store's
 	Egress  *transport.Limiter                                      // of layers and what belongs to them; nil: no limit
+	Trees   func(context.Context, wire.Digest) (wire.Tree, error)   // of a manifest's image, by rsync
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
 	Site    netboot.Site
@@ -44,6 +45,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	p.HandleFunc("GET "+wire.PathManifests+"{digest}", s.blob("application/vnd.oci.image.manifest.v1+json"))
 	p.HandleFunc("GET "+wire.PathTorrents+"{digest}", s.blob("application/x-bittorrent"))
 	p.HandleFunc("GET "+wire.PathLayers+"{digest}", s.blob("application/vnd.oci.image.layer.v1.tar+zstd"))
+	p.HandleFunc("POST "+wire.PathTrees+"{digest}", s.tree)
 	p.Handle("GET "+wire.PathAnnounce, s.Tracker)
 	p.Handle("GET "+wire.PathScrape, s.Tracker)
 
@@ -66,6 +68,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	a.HandleFunc("GET /v1/groups", s.groups)
 	a.HandleFunc("DELETE /v1/groups/{name}", s.deleteGroup)
 	a.HandleFunc("GET /v1/images/needed", s.needed)
+	a.HandleFunc("POST "+wire.PathTrees+"{digest}", s.tree)
 	a.HandleFunc("GET /v1/records", s.records)
 	a.HandleFunc("POST /v1/apply", s.apply(s.Fleet.Apply))
 	a.HandleFunc("POST /v1/diff", s.apply(s.Fleet.Diff))
@@ -163,6 +166,22 @@ func (s *Server) blob(contentType string) http.HandlerFunc {
 		}
 		http.ServeContent(&cappedWriter{w, r.Context(), s.Egress}, r, "", time.Time{}, content)
 	}
+}
+
+// tree has an image's files made ready, whoever asks: who can name a manifest by
+// its digest has been told of it, and there are only so many.
+func (s *Server) tree(w http.ResponseWriter, r *http.Request) {
+	d := wire.Digest(r.PathValue("digest"))
+	err := d.Check()
+	if err != nil {
+		s.refuse(w, r, &clientError{http.StatusNotFound, err})
+		return
+	}
+	t, err := s.Trees(r.Context(), d)
+	if errors.Is(err, images.ErrNotFound) {
+		err = &clientError{http.StatusNotFound, err}
+	}
+	s.reply(w, r, t, err)
 }
 
 func (s *Server) hello(w http.ResponseWriter, r *http.Request) {

@@ -259,6 +259,34 @@ func events(es ...wire.Event) string {
 	return string(b)
 }
 
+func TestTrees(t *testing.T) {
+	s := newServer(t)
+	made := wire.DigestOf([]byte("made"))
+	s.Trees = func(_ context.Context, d wire.Digest) (wire.Tree, error) {
+		switch d {
+		case made:
+			return wire.Tree{Module: d.Hex(), Port: 873}, nil
+		case wire.DigestOf([]byte("off")):
+			return wire.Tree{}, errors.New("rsync: the server runs without it")
+		}
+		return wire.Tree{}, fmt.Errorf("image: %w", images.ErrNotFound)
+	}
+	public, _, admin := s.Routes()
+	for path, want := range map[string]string{
+		string(made):                          "200 {\"module\":\"" + made.Hex() + "\",\"port\":873}",
+		string(wire.DigestOf([]byte("off"))):  "500 {\"error\":\"rsync: the server runs without it\"}",
+		string(wire.DigestOf([]byte("none"))): "404 {\"error\":\"image: " + images.ErrNotFound.Error() + "\"}",
+		"sha256:x":                            "404 ",
+	} {
+		for _, h := range []http.Handler{public, admin} {
+			w := request(t, h, "POST", wire.PathTrees+path, "", "")
+			if got := fmt.Sprintf("%d %s", w.Code, strings.Join(strings.Fields(w.Body.String()), " ")); !strings.HasPrefix(got, want) {
+				t.Errorf("%s: %s, want %s", path, got, want)
+			}
+		}
+	}
+}
+
 func TestAgent(t *testing.T) {
 	s := newServer(t)
 	apply(t, s, twoNodes)

@@ -87,6 +87,9 @@ func open(dir string) (*Site, error) {
 	return &Site{Key: script, ca: ca, caKey: caKey}, nil
 }
 
+// CAFile is where the site in dir keeps the certificate of its authority.
+func CAFile(dir string) string { return filepath.Join(dir, caFile) }
+
 // Public is what agents need of the site.
 func (s *Site) Public() wire.Site {
 	return wire.Site{
