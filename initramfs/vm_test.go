@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -31,7 +32,7 @@ func TestVMBoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	sum, err := Build(f, Config{Agent: agent, Modules: realModules, Profile: VM, Site: testSite(t)})
+	sum, err := Build(f, Config{Agent: agent, Modules: realModules, Profile: VM, Site: testSite(t), Tools: slices.Concat(DefaultTools, []string{"rsync"})})
 	if err != nil {
 		t.Fatal(err)
 	}

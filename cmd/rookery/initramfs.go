@@ -34,7 +34,7 @@ that machines boot, and put it with its kernel where 'rookery serve' finds them.
 The kernel is your distribution's: by default the newest in /boot, with its modules
 in /lib/modules. The profile vm has the drivers of virtual machines and is small;
 metal has those of real ones. Nodes that have rsync among their transports need
---rsync, which adds 3 MiB.`,
+--rsync, which makes it 2.6 MiB larger.`,
 		Example: "  rookery initramfs build --profile metal",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {

@@ -55,6 +55,7 @@ func run() error {
 		"/sbin/mkswap /dev/vdb",
 		"/usr/sbin/mkfs.vfat -F 32 /dev/vdb",
 		"/bin/sh -c uname",
+		"/usr/bin/rsync -aHAXS --numeric-ids --modify-window=-1 --info=progress2 /etc/ /tmp/copy/",
 	} {
 		args := strings.Fields(words)
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
