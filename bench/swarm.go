@@ -282,8 +282,16 @@ func (m *measurement) measure(l load, raw bool) error {
 // one carries out a bout, or of a raw one the rounds, of which the median counts.
 func (m *measurement) one(b *bout) (swarmRow, *curve, error) {
 	var err error
-	if b.system.unicast {
-		b.data, err = b.data.Part(b.data.Size * unicastTimes / int64(b.n))
+	switch size := b.data.Size * unicastTimes / int64(b.n); {
+	case b.system.files && size < b.data.Size:
+		dir := b.dir + "-image"
+		defer os.RemoveAll(dir)
+		var smaller *lab.Dataset
+		if smaller, err = lab.NewDataset(m.ctx, b.data.Programs, dir, size); err == nil {
+			b.data = *smaller
+		}
+	case b.system.unicast:
+		b.data, err = b.data.Part(size)
 	}
 	rounds := 1
 	if b.system.raw {

@@ -23,6 +23,7 @@ type system struct {
 	needs   []string                   // programs
 	raw     bool                       // from the server to one peer beside it, by loopback
 	unicast bool                       // each copy comes from the server: it takes N times the ideal
+	files   bool                       // what is copied is the image's files, not its layer
 	cast    func(b *bout) cast         // who runs what
 	check   func(b *bout, i int) error // that node i has all of it
 }
@@ -36,7 +37,8 @@ type cast struct {
 }
 
 var systems = []system{
-	{name: "rookery", cast: castRookery, check: checkRookery},
+	{name: "rookery", cast: castRookery("bittorrent", "http"), check: checkRookery},
+	{name: "rookery-rsync", needs: []string{"rsync"}, unicast: true, files: true, cast: castRookery("rsync"), check: checkRookery},
 	{name: "http", needs: []string{"curl"}, unicast: true, cast: castHTTP, check: checkFile},
 	{name: "rsync", needs: []string{"rsync"}, unicast: true, cast: castRsync, check: checkFile},
 	{name: "udpcast", needs: []string{"udp-sender", "udp-receiver"}, cast: udpcast(nil, nil), check: checkFile},
@@ -60,15 +62,18 @@ func (b *bout) serve(also string) spec {
 		"serve", "--interface", card, "--address", b.ip(), "--without", "dhcp,tftp,radvd" + also}}
 }
 
-func castRookery(b *bout) cast {
-	c := cast{servers: []spec{b.serve("")}}
-	for i := range b.n {
-		c.nodes = append(c.nodes, spec{
-			name: nodeName(i), said: regexp.MustCompile("rookery: fetch: finished"), code: b.data.Script(i, b.limit()),
-			args: []string{b.data.Programs.Agent, "install", "--script", goArg, "--site", b.data.Site, "--http", b.url(), "--root", b.target(i)},
-		})
+// castRookery has agents that fetch by those transports.
+func castRookery(transports ...string) func(*bout) cast {
+	return func(b *bout) cast {
+		c := cast{servers: []spec{b.serve("")}}
+		for i := range b.n {
+			c.nodes = append(c.nodes, spec{
+				name: nodeName(i), said: regexp.MustCompile("rookery: fetch: finished"), code: b.data.Script(i, b.limit(), transports...),
+				args: []string{b.data.Programs.Agent, "install", "--script", goArg, "--site", b.data.Site, "--http", b.url(), "--root", b.target(i)},
+			})
+		}
+		return c
 	}
-	return c
 }
 
 // checkRookery compares the files of the image with those it was made of.

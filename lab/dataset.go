@@ -120,13 +120,13 @@ func writeFrom(path string, r io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
-// Script is the signed install script of node i, which fetches by all transports
+// Script is the signed install script of node i, which fetches by those transports
 // and serves others for up to seedFor.
-func (d *Dataset) Script(i int, seedFor time.Duration) []byte {
+func (d *Dataset) Script(i int, seedFor time.Duration, transports ...string) []byte {
 	name, id := fmt.Sprintf("n%d", i+1), fmt.Sprintf("%032x", i+1)
 	s := wire.Script{
 		Version: 1, ID: id, Node: name,
-		Image: wire.Image{Name: datasetName, Manifest: d.manifest}, Transports: []string{"bittorrent", "http"},
+		Image: wire.Image{Name: datasetName, Manifest: d.manifest}, Transports: transports,
 		Layout:   disklayout.Default(),
 		Identity: wire.Identity{Hostname: name, MachineID: id},
 		SeedFor:  int(seedFor.Seconds()), Ending: wire.Exit, OnFailure: wire.Exit,

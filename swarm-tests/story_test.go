@@ -136,7 +136,7 @@ func begin(t *testing.T, limit time.Duration) *story {
 	for i := range nodes {
 		name := nodeName(i)
 		script := s.path(name + ".script")
-		s.must(os.WriteFile(script, data.Script(i, seedFor), 0o600))
+		s.must(os.WriteFile(script, data.Script(i, seedFor, "bittorrent", "http"), 0o600))
 		n := s.member(name, fmt.Sprintf("10.7.0.%d", 11+i), data.Programs.Agent, "install", "--script", script,
 			"--site", data.Site, "--http", siteURL, "--root", s.root(i))
 		n.root = s.root(i)
