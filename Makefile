@@ -18,7 +18,7 @@ IMAGE  = out/cache/debian12.tar
 TREES  = out/cache/bench/main.tar
 
 .DELETE_ON_ERROR:
-.PHONY: help deps build kernel image demo test unit vm swarm bench bench-swarm bench-swarm-small fuzz lint clean
+.PHONY: help deps build kernel image demo test unit vm swarm bench bench-swarm bench-swarm-small sim fuzz lint clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -74,6 +74,10 @@ bench-swarm: deps build ## times N="8 50" nodes and other systems (ONLY="rookery
 # So little that the times say nothing, and every byte is compared all the same.
 bench-swarm-small: deps build ## whether all systems bring everything to 8 nodes, in 3 minutes
 	go run ./bench swarm -n 8 -mib 24 -o out/bench/small
+
+MOST ?= 10000
+sim: ## swarms of up to MOST=10000 nodes on paper, into out/bench/sim.json; a quarter of an hour, MOST=1000: one minute
+	go run ./bench sim -most $(MOST)
 
 fuzz: ## each fuzz target below FUZZ=. for FUZZTIME=20s
 	@grep -rn --include='*_test.go' '^func Fuzz' $(FUZZ) | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \

@@ -33,7 +33,7 @@ var floors = []string{
 	// programs
 	"initramfs", "cmd/rookery", "cmd/rookery-agent",
 	// whole stories
-	"lab", "cmd/rookery-demo", "qemu-tests", "swarm-tests", "bench",
+	"lab", "cmd/rookery-demo", "qemu-tests", "swarm-tests", "bench/sim", "bench",
 }
 
 // importers says who may import other people's modules: one package each, so

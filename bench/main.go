@@ -54,6 +54,8 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("files: %q", args[1:])
 		}
 		return files(ctx, args[1], args[2])
+	case "sim":
+		return simulate(args[1:])
 	case "swarm":
 		c, err := parseSwarm(args[1:])
 		if err != nil {

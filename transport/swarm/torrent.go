@@ -185,10 +185,6 @@ func (t *Torrent) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// tellServers is how often a server hears of pieces that it has not offered. It
-// only counts them, and every packet costs its uplink one that says it has come.
-const tellServers = time.Second
-
 // tellLoop tells every connection of every new piece, a few of them together.
 func (t *Torrent) tellLoop(ctx context.Context) {
 	for {
@@ -316,7 +312,7 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 			}
 			received, sent = done, uploaded
 			t.stalls(now)
-			counts := now.Sub(told) >= tellServers
+			counts := now.Sub(told) >= rules.TellServers
 			if counts {
 				told = now
 			}

@@ -159,6 +159,10 @@ const (
 	maxBatch = 150 * time.Millisecond
 )
 
+// TellServers is how often a server hears of pieces that it has not offered. It
+// only counts them, and every packet costs its uplink one that says it has come.
+const TellServers = time.Second
+
 // Batch is for how long new pieces of length bytes are collected by who gets
 // down bytes a second. A message to sixteen peers for each piece costs more than
 // the piece; what is told with others costs less.

@@ -1,0 +1,108 @@
+package sim
+
+import (
+	"testing"
+)
+
+// small is a site with everything that can happen, in 2 racks.
+func small(seed uint64) Scenario {
+	return Scenario{
+		Name: "small", N: 40, Bytes: 16 << 20, Piece: 64 << 10, Rate: 2e6, MTU: 9000, Window: 64 << 10,
+		Rack: 20, Uplink: 8e6, Die: 0.1, Late: 0.2, Slow: 0.2, Seed: seed,
+	}
+}
+
+// The same seed gives the same row, another one another.
+func TestOneSeedOneRow(t *testing.T) {
+	for _, coarse := range []int{0, 32 << 10} {
+		c := small(1)
+		c.Packet = coarse
+		first := Run(c)
+		if again := Run(c); again != first {
+			t.Errorf("Run: %+v, then %+v", first, again)
+		}
+		c.Seed = 2
+		if other := Run(c); other.Events == first.Events {
+			t.Errorf("seeds 1 and 2: both %d events", other.Events)
+		}
+	}
+}
+
+// Nobody has a piece that was not sent by somebody who has it, everybody who lives
+// has all in the end, and no link carries more than it can.
+func TestNothingComesFromNowhere(t *testing.T) {
+	s := newSim(small(3))
+	var gave int64
+	s.watch = func(from, to *node, p int) {
+		gave += int64(s.pieceSize)
+		if !from.have.Has(p) {
+			t.Fatalf("node %d gets piece %d from node %d, which does not have it", to.id, p, from.id)
+		}
+		if from.dead && from.died < s.now-int64(s.ideal()) || to.dead {
+			t.Fatalf("node %d, dead since %d, gives piece %d to node %d at %d", from.id, from.died, p, to.id, s.now)
+		}
+	}
+	s.play()
+	r := s.row()
+	if r.Died != 4 || r.Unfinished != 0 || r.Late == 0 || r.Slow == 0 || r.UplinkCopies < 1 {
+		t.Errorf("row: %+v, want 4 dead, nobody unfinished, figures of late and slow ones and of uplinks", r)
+	}
+	var up, down, kept int64
+	for _, n := range s.nodes {
+		up += n.up.carried
+		down += n.down.carried
+		if !n.server {
+			kept += int64(len(n.order)) * int64(s.pieceSize)
+			if !n.dead && len(n.order) != s.pieces {
+				t.Errorf("node %d has %d of %d pieces", n.id, len(n.order), s.pieces)
+			}
+		}
+		for way, l := range map[string]link{"up": n.up, "down": n.down} {
+			if busy := float64(l.carried) * l.perByte; busy > float64(max(l.free, s.now))*1.0001 {
+				t.Errorf("node %d %s: %d bytes need %.0f ns, there were %d", n.id, way, l.carried, busy, max(l.free, s.now))
+			}
+		}
+	}
+	if down > up || kept > gave || kept > down {
+		t.Errorf("%d bytes sent, %d arrived, in pieces %d, kept %d", up, down, gave, kept)
+	}
+}
+
+// What is lost with a node is given out again: when half of them lose power, the
+// others are done all the same.
+func TestHalfDies(t *testing.T) {
+	c := small(4)
+	c.Die, c.Late, c.Slow = 0.5, 0, 0
+	if r := Run(c); r.Died != 20 || r.Unfinished != 0 {
+		t.Errorf("row: %+v, want 20 dead and nobody unfinished", r)
+	}
+}
+
+// Links of half the rate take twice as long, and cost the others little.
+func TestSlowLinks(t *testing.T) {
+	c := small(5)
+	c.Die, c.Late, c.Slow = 0, 0, 0.2
+	r := Run(c)
+	c.Slow = 0
+	if all := Run(c); r.TOverIdeal > 1.15*all.TOverIdeal || r.Slow < 1 || r.Slow > 1.3 {
+		t.Errorf("with slow ones: %+v, without: %+v", r, all)
+	}
+}
+
+func TestQueue(t *testing.T) {
+	var q queue
+	for _, at := range []int64{5, 3, 9, 3, 1, 7, 3, 8, 2, 6, 5} {
+		q.push(event{at: at, x: int32(len(q.heap))})
+	}
+	last := event{at: -1}
+	for len(q.heap) > 0 {
+		ev := q.pop()
+		if !before(&last, &ev) {
+			t.Errorf("%+v after %+v", ev, last)
+		}
+		last = ev
+	}
+	if q.n != 11 {
+		t.Errorf("%d events, want 11", q.n)
+	}
+}
