@@ -51,7 +51,6 @@ func (s *sim) download(n *node, size int, then func()) {
 func (s *sim) start(n *node) {
 	n.began = s.now
 	s.call(n, askSize, manifestSize+hashSize*s.pieces, func() {
-		n.ready = s.now
 		s.events.push(event{at: s.now + int64(n.chance.Int64N(int64(rules.Measured))), kind: measures, who: n.id})
 		s.call(n, askSize, 0, func() { s.announced(n, true, false) })
 	})

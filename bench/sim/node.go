@@ -48,7 +48,6 @@ type node struct {
 	up, down link
 	server   bool
 	began    int64 // when it was switched on
-	ready    int64 // when it knew the torrent
 	finished int64 // when it had everything, or 0
 	dead     bool
 	died     int64
