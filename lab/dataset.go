@@ -34,6 +34,9 @@ type Dataset struct {
 	File     string // the layer, or its first Size bytes
 	Size     int64
 
+	Transports []string        // of its scripts; none: bittorrent, http
+	Multicast  *wire.Multicast // for them
+
 	key      ed25519.PrivateKey
 	manifest wire.Digest
 }
@@ -118,13 +121,17 @@ func writeFrom(path string, r io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
-// Script is the signed install script of node i, which fetches by all transports
-// and serves others for up to seedFor.
+// Script is the signed install script of node i, which fetches by the dataset's
+// transports and serves others for up to seedFor.
 func (d *Dataset) Script(i int, seedFor time.Duration) []byte {
 	name, id := fmt.Sprintf("n%d", i+1), fmt.Sprintf("%032x", i+1)
+	transports := d.Transports
+	if len(transports) == 0 {
+		transports = []string{"bittorrent", "http"}
+	}
 	s := wire.Script{
 		Version: 1, ID: id, Node: name,
-		Image: wire.Image{Name: datasetName, Manifest: d.manifest}, Transports: []string{"bittorrent", "http"},
+		Image: wire.Image{Name: datasetName, Manifest: d.manifest}, Transports: transports, Multicast: d.Multicast,
 		Layout:   disklayout.Default(),
 		Identity: wire.Identity{Hostname: name, MachineID: id},
 		SeedFor:  int(seedFor.Seconds()), Ending: wire.Exit, OnFailure: wire.Exit,

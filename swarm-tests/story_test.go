@@ -100,15 +100,28 @@ type member struct {
 	root string // what a node installs into
 }
 
-func begin(t *testing.T, limit time.Duration) *story {
+// A way is how the nodes of a story get the image; the zero one is what nodes do
+// that are not told otherwise.
+type way struct {
+	transports []string
+	groups     *wire.Multicast
+	serve      []string // flags of the server
+}
+
+func begin(t *testing.T, limit time.Duration) *story { return beginBy(t, limit, way{}) }
+
+func beginBy(t *testing.T, limit time.Duration, by way) *story {
 	t.Helper()
 	if network == nil {
 		t.Skip("takes minutes: make swarm runs it (ROOKERY_SWARM=1 with out/ made)")
 	}
-	data, err := dataset()
+	all, err := dataset()
 	if err != nil {
 		t.Fatal(err)
 	}
+	copied := *all
+	data := &copied
+	data.Transports, data.Multicast = by.transports, by.groups
 	info, err := transport.ParseTorrent(data.Torrent)
 	if err != nil {
 		t.Fatal(err)
@@ -131,8 +144,8 @@ func begin(t *testing.T, limit time.Duration) *story {
 		s.mount(s.root(i), 4*imageSize)
 	}
 	t.Cleanup(func() { s.must(network.Close()) })
-	s.server = s.member("server", serverAddress, data.Programs.Rookery, "--state", data.State,
-		"serve", "--interface", "eth0", "--address", serverAddress, "--without", "dhcp,tftp,radvd")
+	s.server = s.member("server", serverAddress, append([]string{data.Programs.Rookery, "--state", data.State,
+		"serve", "--interface", "eth0", "--address", serverAddress, "--without", "dhcp,tftp,radvd"}, by.serve...)...)
 	for i := range nodes {
 		name := nodeName(i)
 		script := s.path(name + ".script")

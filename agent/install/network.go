@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"rookery/transport"
 	bulk "rookery/transport/http"
+	"rookery/transport/multicast"
 	"rookery/transport/swarm"
 	"rookery/wire"
 )
@@ -19,6 +21,7 @@ type Site struct {
 	Base     string
 	Client   *http.Client
 	Peer     *swarm.Peer        // runs; nil: this node takes no part in swarms
+	Groups   *wire.Multicast    // what the server sends there; nil: nothing
 	Mirrors  []string           // URLs of layers without their digest, besides the server's own
 	Download *transport.Limiter // of what comes by HTTP
 	Switched func(text string)  // told how layers come from now on, and why; may be nil
@@ -72,6 +75,14 @@ func (s *Site) Join(p *transport.Pieces, transports []string) (transport.Source,
 				Source: &bulk.Source{
 					URLs: append([]string{s.url(wire.PathLayers)}, s.Mirrors...), Client: s.Client, Limit: s.Download,
 					Moved: func(err error) { tell(fmt.Sprintf("http goes on elsewhere: %v", err)) },
+				},
+			})
+		case name == "multicast" && s.Groups != nil:
+			policy.Steps = append(policy.Steps, transport.Step{
+				Name: name, From: []transport.Origin{transport.FromMulticast},
+				Source: &multicast.Source{
+					Config: *s.Groups, Wants: s.url(wire.PathMulticast), Client: s.Client,
+					Alone: s.Peer == nil || !slices.Contains(transports, "bittorrent"),
 				},
 			})
 		case name == "bittorrent" && s.Peer != nil:

@@ -209,7 +209,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"serve"}, "serve: --interface is missing"},
 		{[]string{"serve", "--interface", "nosuch0"}, `serve: interface "nosuch0": no such network interface`},
 		{[]string{"serve", "--interface", "lo", "--address", "10.1.2.3"}, "serve: address 10.1.2.3: interface "},
-		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder`},
+		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder, multicast`},
 		{[]string{"serve", "--interface", "lo", "--tftp-port", "0"}, "serve: a port is 0"},
 		{[]string{"serve", "--interface", "lo", "--lease-time", "-5s"}, "serve: lease-time: -5s, want at least 1m0s"},
 		{[]string{"serve", "--interface", "lo", "--domain", "exa mple"}, `serve: domain: "exa mple"`},

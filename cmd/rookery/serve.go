@@ -44,6 +44,8 @@ type serveConfig struct {
 
 	egress string // limit
 
+	multicast multicastConfig
+
 	ipxe  string
 	args  string
 	debug bool
@@ -53,7 +55,7 @@ type serveConfig struct {
 const serveName = "serve"
 
 // services are what can be switched off.
-var services = []string{"dhcp", "tftp", "radvd", "seeder"}
+var services = []string{"dhcp", "tftp", "radvd", "seeder", "multicast"}
 
 func serveCommand(dir func() stateDir) *cobra.Command {
 	var c serveConfig
@@ -90,6 +92,7 @@ and stops no installation.`,
 	f.Uint16Var(&c.swarmPort, "swarm-port", 6881, "seeder")
 	f.Uint16Var(&c.tftpPort, "tftp-port", 69, "boot programs for PXE")
 	f.StringVar(&c.egress, "egress-limit", "none", "what layers may take of the uplink in bytes a second, such as 100MB, by HTTP and swarm together")
+	c.multicast.flags(f)
 	f.StringVar(&c.ipxe, "ipxe", "/usr/lib/ipxe", "directory of iPXE's boot programs")
 	f.StringVar(&c.args, "kernel-args", netboot.DefaultArgs, "kernel arguments of the agent")
 	f.BoolVar(&c.debug, "debug", false, "log every request")
@@ -166,6 +169,10 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
+	outlet, groups, multicastRate, err := c.multicast.check(c.iface, own.Addr())
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
 	if c.boots() {
 		if err := bootable(dir, c.ipxe); err != nil {
 			return err
@@ -207,15 +214,26 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		return err
 	}
 	defer records.Close()
-	machines, err := fleet.New(ctx, fleet.Config{
+	sender, err := c.multicast.carousel(ctx, outlet, multicastRate, images, seeder, log)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	settings := fleet.Config{
 		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
-	})
+	}
+	if !slices.Contains(c.off, "multicast") {
+		settings.Multicast = &groups
+	}
+	machines, err := fleet.New(ctx, settings)
 	if err != nil {
 		return err
 	}
 	web := &httpd.Server{
 		Fleet: machines, Blobs: images.Blob, Egress: egress, Boot: files,
 		Tracker: tracker.New(seeder.Known), Site: where, Log: log,
+	}
+	if settings.Multicast != nil {
+		web.Want = sender.Hear
 	}
 	publicRoutes, agentRoutes, adminRoutes := web.Routes()
 	// The records are ours alone by now, so a socket that is there has no owner.
@@ -234,6 +252,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	for _, p := range []serve.Part{
 		{Name: "seeder", Run: peer.Run},
+		{Name: "multicast", Run: sender.Run},
 		{Name: "dhcp", Run: (&dhcpd.Server{
 			Interface: c.iface, Subnets: subnets, Site: where, Hosts: hosts{machines},
 			Leases: leases{context.WithoutCancel(ctx), records}, Log: log,

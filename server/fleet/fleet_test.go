@@ -471,7 +471,7 @@ layout: small
 		{"bad gateway", node(mac, image, "gateway: router"), `f.yaml:5: node n1: gateway: "router" is not an IP address`},
 		{"gateway elsewhere", node(mac, image, "address: 10.0.0.7/24", "gateway: 10.0.1.1"), "f.yaml:6: node n1: gateway: 10.0.1.1 is not another machine of 10.0.0.0/24"},
 		{"bad domain", node(mac, image, "domain: exa mple"), `f.yaml:5: node n1: domain: "exa mple": want letters a-z, digits and hyphens`},
-		{"bad transport", node(mac, image, "transports: [pigeon]"), `f.yaml:5: node n1: transports: "pigeon" is not one of bittorrent, http`},
+		{"bad transport", node(mac, image, "transports: [pigeon]"), `f.yaml:5: node n1: transports: "pigeon" is not one of bittorrent, http, multicast`},
 		{"bad mirror", node(mac, image, "mirrors: ['http://10.0.0.2/layers/', 'https://10.0.0.2/layers/']"), `f.yaml:5: node n1: mirrors: "https://10.0.0.2/layers/" is not the URL of layers without their digest, such as http://192.0.2.2:5000/v2/NAME/blobs/`},
 		{"limit that is a share", node(mac, image, "uploadLimit: 10%"), `f.yaml:5: node n1: uploadLimit: "10%" is not a rate: want bytes a second, such as 10MB or 512KiB, or none`},
 		{"limit that nothing passes", node(mac, image, "downloadLimit: 1kB"), `f.yaml:5: node n1: downloadLimit: 1000 bytes a second, want 0 or at least 16384`},

@@ -21,13 +21,14 @@ import (
 	"rookery/wire"
 )
 
-// A Server answers for a fleet and an image store. All of it is needed.
+// A Server answers for a fleet and an image store. All of it is needed, if not said otherwise.
 type Server struct {
 	Fleet   *fleet.Fleet
 	Blobs   func(context.Context, wire.Digest) (images.Blob, error) // the image store's
 	Egress  *transport.Limiter                                      // of layers and what belongs to them; nil: no limit
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
+	Want    func(wire.Want) error                                   // takes what nodes say of multicast; nil: there is none
 	Site    netboot.Site
 	Log     *slog.Logger
 }
@@ -46,6 +47,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	p.HandleFunc("GET "+wire.PathLayers+"{digest}", s.blob("application/vnd.oci.image.layer.v1.tar+zstd"))
 	p.Handle("GET "+wire.PathAnnounce, s.Tracker)
 	p.Handle("GET "+wire.PathScrape, s.Tracker)
+	p.HandleFunc("POST "+wire.PathMulticast, s.want)
 
 	g := http.NewServeMux()
 	g.HandleFunc("GET /healthz", s.health)
@@ -203,6 +205,29 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := s.Fleet.Report(r.Context(), bearer(r), events); err != nil {
 		s.refuse(w, r, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// want hears a node out that wants a layer by multicast.
+func (s *Server) want(w http.ResponseWriter, r *http.Request) {
+	b, err := body(w, r, wire.MaxWant)
+	if err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	want, err := wire.DecodeWant(b)
+	if err != nil {
+		s.refuse(w, r, &clientError{http.StatusBadRequest, err})
+		return
+	}
+	if s.Want == nil {
+		http.NotFound(w, r)
+		return
+	}
+	if err := s.Want(want); err != nil {
+		s.refuse(w, r, &clientError{http.StatusNotFound, err})
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
