@@ -37,6 +37,8 @@ type cast struct {
 
 var systems = []system{
 	{name: "rookery", cast: castRookery, check: checkRookery},
+	{name: "rookery-multicast", cast: castMulticast("multicast"), check: checkRookery},
+	{name: "rookery-hybrid", cast: castMulticast("multicast", "bittorrent"), check: checkRookery},
 	{name: "http", needs: []string{"curl"}, unicast: true, cast: castHTTP, check: checkFile},
 	{name: "rsync", needs: []string{"rsync"}, unicast: true, cast: castRsync, check: checkFile},
 	{name: "udpcast", needs: []string{"udp-sender", "udp-receiver"}, cast: udpcast(nil, nil), check: checkFile},
@@ -69,6 +71,19 @@ func castRookery(b *bout) cast {
 		})
 	}
 	return c
+}
+
+// castMulticast has the server send at nearly the rate of its link, of which the
+// nodes' words and the server's answers need a little.
+func castMulticast(transports ...string) func(*bout) cast {
+	return func(b *bout) cast {
+		b.data.Transports = transports
+		b.data.Multicast = &wire.Multicast{Group: "239.192.0.0/16", Port: 6882, Server: b.ip()}
+		c := castRookery(b)
+		rate := fmt.Sprintf("%dkB", b.mbit*1000/8*97/100)
+		c.servers[0].args = append(c.servers[0].args, "--multicast-rate", rate)
+		return c
+	}
 }
 
 // checkRookery compares the files of the image with those it was made of.

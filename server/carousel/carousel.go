@@ -63,9 +63,9 @@ type sending struct {
 // maxJobs bounds what strangers can start.
 const maxJobs = 64
 
-// settle is how long it is waited for more nodes after one has come: those that
-// are switched on together come within a second or two.
-const settle = time.Second
+// settle is how long it is waited for more nodes after one has come. Who comes later
+// has the next pass.
+const settle = 500 * time.Millisecond
 
 // Hear takes note of what a node says, and whether it is about a layer that is
 // known here.
@@ -144,7 +144,7 @@ func (c *Carousel) decide(s state) act {
 }
 
 const (
-	lookEvery  = 200 * time.Millisecond
+	lookEvery  = 100 * time.Millisecond
 	retryAfter = 5 * time.Second
 )
 

@@ -58,7 +58,10 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, poke: make(chan struct{}, 1)}
+	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, began: time.Now(), poke: make(chan struct{}, 1)}
+	if !s.Alone {
+		p.Expect(everything(p)) // for a moment: a sender that waits for more nodes begins soon
+	}
 	hash := p.Info().InfoHash
 	copy(r.layer[:], hash[:])
 	var id [8]byte
@@ -93,11 +96,24 @@ type reception struct {
 	memory int64
 	layer  [8]byte
 	id     string
+	began  time.Time
 	poke   chan struct{} // there is something to put
 
 	mu  sync.Mutex
 	col *collector // nil before the first datagram
 	due []*block   // something of them can be put
+}
+
+// soonAfter is how long the others are kept from fetching what a sender may begin
+// to send.
+const soonAfter = 2 * time.Second
+
+func everything(p *transport.Pieces) []bool {
+	all := make([]bool, len(p.Info().Hashes))
+	for n := range all {
+		all[n] = true
+	}
+	return all
 }
 
 // receive takes datagrams in until the socket is closed.
@@ -333,8 +349,11 @@ func (r *reception) look(ctx context.Context) {
 		case now := <-tick.C:
 			r.mu.Lock()
 			var soon []bool
-			if r.col != nil {
+			switch {
+			case r.col != nil:
 				soon = r.col.expected(now)
+			case !r.Alone && now.Sub(r.began) < soonAfter:
+				soon = everything(r.pieces)
 			}
 			r.mu.Unlock()
 			r.pieces.Expect(soon)
