@@ -25,7 +25,7 @@ const (
 	PathLayers    = "/layers/"    // + digest: a layer, with ranges
 	PathAnnounce  = "/announce"   // BEP 3 HTTP tracker
 	PathScrape    = "/scrape"     // BEP 48
-	PathMulticast = "/multicast"  // POST Want, answers 204
+	PathMulticast = "/multicast"  // POST Want, answers 202 when it is sent or is about to be, 204 when it is not yet
 )
 
 // Bounds of what is accepted from the network, in bytes.
@@ -138,10 +138,11 @@ type Multicast struct {
 type Want struct {
 	Client string  `json:"client"` // random, 16 hex digits
 	Layer  Digest  `json:"layer"`
-	Rate   int64   `json:"rate,omitempty"`  // of its script
-	Lost   float64 `json:"lost"`            // share of what was sent lately, 0 to 1
-	Lacks  []byte  `json:"lacks,omitempty"` // 255ths of each block; none: everything
-	Done   bool    `json:"done,omitempty"`  // wants it no more
+	Rate   int64   `json:"rate,omitempty"`   // of its script
+	Lost   float64 `json:"lost"`             // share of what was sent lately, 0 to 1
+	Lacks  []byte  `json:"lacks,omitempty"`  // 255ths of each block; none: everything
+	Helped bool    `json:"helped,omitempty"` // others fill its holes
+	Done   bool    `json:"done,omitempty"`   // wants it no more
 }
 
 // An Ending is what happens to the machine after the last step.

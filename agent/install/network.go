@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -35,8 +37,8 @@ const getFor = time.Minute
 func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, getFor)
 	defer cancel()
-	url := s.url(path)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	where := s.url(path)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, where, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -46,14 +48,14 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+		return nil, fmt.Errorf("%s: %s", where, resp.Status)
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
+		return nil, fmt.Errorf("%s: %w", where, err)
 	}
 	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s: more than %d bytes", url, limit)
+		return nil, fmt.Errorf("%s: more than %d bytes", where, limit)
 	}
 	return b, nil
 }
@@ -81,7 +83,7 @@ func (s *Site) Join(p *transport.Pieces, transports []string) (transport.Source,
 			policy.Steps = append(policy.Steps, transport.Step{
 				Name: name, From: []transport.Origin{transport.FromMulticast},
 				Source: &multicast.Source{
-					Config: *s.Groups, Wants: s.url(wire.PathMulticast), Client: s.Client,
+					Config: *s.Groups, Wants: s.url(wire.PathMulticast), Client: s.Client, Via: s.via(),
 					Alone: s.Peer == nil || !slices.Contains(transports, "bittorrent"),
 				},
 			})
@@ -99,6 +101,24 @@ func (s *Site) Join(p *transport.Pieces, transports []string) (transport.Source,
 		return nil, nil, fmt.Errorf("none of the transports %s can be used here", strings.Join(transports, ", "))
 	}
 	return policy, member, nil
+}
+
+// via names the interface by which the server is reached; "" when that cannot be
+// told from its URL.
+func (s *Site) via() string {
+	base, err := url.Parse(s.Base)
+	if err != nil {
+		return ""
+	}
+	addr, err := netip.ParseAddr(base.Hostname())
+	if err != nil {
+		return ""
+	}
+	card, err := multicast.Via(addr)
+	if err != nil {
+		return ""
+	}
+	return card.Name
 }
 
 func (s *Site) url(path string) string { return strings.TrimSuffix(s.Base, "/") + path }

@@ -67,17 +67,17 @@ const maxJobs = 64
 // has the next pass.
 const settle = 500 * time.Millisecond
 
-// Hear takes note of what a node says, and whether it is about a layer that is
-// known here.
-func (c *Carousel) Hear(w wire.Want) error {
+// Hear takes note of what a node says, and says whether the layer is sent or is
+// about to be. The error is about a layer that is not known here.
+func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
 	if _, ok := c.Layers(w.Layer); !ok {
-		return fmt.Errorf("%s: no such layer", w.Layer)
+		return false, fmt.Errorf("%s: no such layer", w.Layer)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, err := c.job(job{w.Layer, w.Rate})
 	if err != nil {
-		return err
+		return false, err
 	}
 	now := time.Now()
 	if w.Done {
@@ -86,7 +86,7 @@ func (c *Carousel) Hear(w wire.Want) error {
 		s.seen[w.Client], s.latest = true, now
 	}
 	s.demand.Hear(w, now)
-	return nil
+	return s.running || len(s.seen) >= c.MinClients, nil
 }
 
 const maxSeen = 20_000

@@ -28,7 +28,7 @@ type Server struct {
 	Egress  *transport.Limiter                                      // of layers and what belongs to them; nil: no limit
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
-	Want    func(wire.Want) error                                   // takes what nodes say of multicast; nil: there is none
+	Want    func(wire.Want) (sent bool, err error)                  // takes what nodes say of multicast; nil: there is none
 	Site    netboot.Site
 	Log     *slog.Logger
 }
@@ -226,11 +226,15 @@ func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	if err := s.Want(want); err != nil {
+	sent, err := s.Want(want)
+	switch {
+	case err != nil:
 		s.refuse(w, r, &clientError{http.StatusNotFound, err})
-		return
+	case sent:
+		w.WriteHeader(http.StatusAccepted)
+	default:
+		w.WriteHeader(http.StatusNoContent)
 	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
 func bearer(r *http.Request) string {

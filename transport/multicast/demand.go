@@ -125,6 +125,13 @@ type order struct {
 	need  float64
 }
 
+// How many standard deviations of what is lost are sent beyond the mean. To others
+// a few pieces are cheaper than a row for all is.
+const (
+	marginAlone  = 2.5
+	marginHelped = 1
+)
+
 // parity is what to send beyond what is lacked, as a share of it, so that three
 // of four nodes have enough when they lose as much as they lately did. Who loses
 // more is not waited for.
@@ -133,12 +140,19 @@ func parity(clients []client, least float64, rows int) float64 {
 		return least
 	}
 	var lost []float64
+	helped, margin := 0, marginAlone
 	for _, c := range clients {
 		lost = append(lost, c.Lost)
+		if c.Helped {
+			helped++
+		}
+	}
+	if 2*helped > len(clients) {
+		margin = marginHelped
 	}
 	slices.Sort(lost)
 	q := min(lost[(len(lost)-1)*3/4], 0.5)
-	return max(least, q/(1-q)+2.5*math.Sqrt(q/float64(rows)))
+	return max(least, q/(1-q)+margin*math.Sqrt(q/float64(rows)))
 }
 
 // count is how many rows of a block with so many of data that is.

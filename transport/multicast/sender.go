@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"rookery/transport"
@@ -122,20 +123,28 @@ func (r *round) send(ctx context.Context, orders []order) error {
 // group sends what is ordered of some blocks, a row of each in turn, data before
 // parity.
 func (r *round) group(ctx context.Context, orders []order, last uint32) error {
-	clients := r.Demand.fresh(time.Now())
-	counts, tables, most := make([]int, len(orders)), make([][][]byte, len(orders)), 0
+	counts, tables := make([]int, len(orders)), make([][][]byte, len(orders))
 	for i, o := range orders {
-		rows := r.rows(o.block)
-		counts[i] = min(o.count(rows, parity(clients, r.Parity, rows)), r.all(o.block))
-		most = max(most, counts[i])
 		var err error
-		if tables[i], err = r.read(o.block, r.cursor[o.block]+counts[i] > rows); err != nil {
+		if tables[i], err = r.read(o.block); err != nil {
 			return err
 		}
+		counts[i] = o.count(r.rows(o.block), 0)
 	}
 	h := header{sender: r.sender, pass: r.pass, last: last}
 	copy(h.layer[:], r.info.InfoHash[:])
-	for k := range most {
+	for k, enough := 0, false; ; k++ {
+		if !enough && k >= slices.Min(counts) { // what is lost is known as late as can be
+			enough = true
+			clients := r.Demand.fresh(time.Now())
+			for i, o := range orders {
+				rows := r.rows(o.block)
+				counts[i] = min(o.count(rows, parity(clients, r.Parity, rows)), r.all(o.block))
+			}
+		}
+		if k >= slices.Max(counts) {
+			break
+		}
 		for i, o := range orders {
 			if k >= counts[i] {
 				continue
@@ -158,22 +167,15 @@ func (r *round) group(ctx context.Context, orders []order, last uint32) error {
 	return nil
 }
 
-// read is the rows of a block, without parity those of its data.
-func (r *round) read(b int, parity bool) ([][]byte, error) {
-	count := r.rows(b)
-	if parity {
-		count = r.all(b)
-	}
-	all := make([]byte, count*r.shard)
+// read is the rows of a block.
+func (r *round) read(b int) ([][]byte, error) {
+	all := make([]byte, r.all(b)*r.shard)
 	if n, err := r.Layer.ReadAt(all[:r.size(b)], r.start(b)); n < r.size(b) {
 		return nil, fmt.Errorf("read: %w", err)
 	}
-	rows := make([][]byte, count)
+	rows := make([][]byte, r.all(b))
 	for i := range rows {
 		rows[i] = all[i*r.shard : (i+1)*r.shard]
-	}
-	if !parity {
-		return rows, nil
 	}
 	return rows, r.encode(b, rows)
 }

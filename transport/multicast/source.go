@@ -58,7 +58,7 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, began: time.Now(), poke: make(chan struct{}, 1)}
+	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1)}
 	if !s.Alone {
 		p.Expect(everything(p)) // for a moment: a sender that waits for more nodes begins soon
 	}
@@ -96,17 +96,21 @@ type reception struct {
 	memory int64
 	layer  [8]byte
 	id     string
-	began  time.Time
 	poke   chan struct{} // there is something to put
 
-	mu  sync.Mutex
-	col *collector // nil before the first datagram
-	due []*block   // something of them can be put
+	mu   sync.Mutex
+	col  *collector // nil before the first datagram
+	due  []*block   // something of them can be put
+	hope time.Time  // until then the sender may begin
 }
 
-// soonAfter is how long the others are kept from fetching what a sender may begin
-// to send.
-const soonAfter = 2 * time.Second
+// How long the others are kept from fetching what a sender may begin to send: at
+// first, and since the server said that it is about to, for some times.
+const (
+	hopeFirst = 2 * time.Second
+	hopeSaid  = 3 * time.Second
+	hopeTimes = 3
+)
 
 func everything(p *transport.Pieces) []bool {
 	all := make([]bool, len(p.Info().Hashes))
@@ -352,7 +356,7 @@ func (r *reception) look(ctx context.Context) {
 			switch {
 			case r.col != nil:
 				soon = r.col.expected(now)
-			case !r.Alone && now.Sub(r.began) < soonAfter:
+			case !r.Alone && now.Before(r.hope):
 				soon = everything(r.pieces)
 			}
 			r.mu.Unlock()
@@ -372,7 +376,11 @@ func (r *reception) say(ctx context.Context) {
 		now := time.Now()
 		over := r.over(now)
 		if !now.Before(next) || over && !quiet {
-			r.tell(ctx, r.want(now))
+			if r.tell(ctx, r.want(now)) && times < hopeTimes {
+				r.mu.Lock()
+				r.hope = time.Now().Add(hopeSaid)
+				r.mu.Unlock()
+			}
 			next = time.Now().Add(sayAfter[min(times, len(sayAfter)-1)])
 			times++
 		}
@@ -398,7 +406,7 @@ func (r *reception) over(now time.Time) bool {
 }
 
 func (r *reception) want(now time.Time) wire.Want {
-	w := wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate}
+	w := wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Helped: !r.Alone}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.col != nil {
@@ -413,22 +421,26 @@ func (r *reception) want(now time.Time) wire.Want {
 // maxSaid is how many blocks are spoken of. Larger layers are sent as a whole.
 const maxSaid = 64 << 10
 
-func (r *reception) tell(ctx context.Context, w wire.Want) {
+// tell says whether the layer is sent, or is about to be.
+func (r *reception) tell(ctx context.Context, w wire.Want) bool {
 	if r.Wants == "" {
-		return
+		return false
 	}
 	body, err := json.Marshal(w)
 	if err != nil {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Wants, bytes.NewReader(body))
 	if err != nil {
-		return
+		return false
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if resp, err := r.Client.Do(req); err == nil {
-		resp.Body.Close()
+	resp, err := r.Client.Do(req)
+	if err != nil {
+		return false
 	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusAccepted
 }

@@ -79,4 +79,3 @@ func TestSource(t *testing.T) {
 		})
 	}
 }
-
