@@ -55,7 +55,6 @@ type sending struct {
 	demand  multicast.Demand
 	first   time.Time // somebody wanted it
 	latest  time.Time // somebody came
-	seen    map[string]bool
 	tried   time.Time // it was started last
 	running bool
 }
@@ -80,16 +79,11 @@ func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
 		return false, err
 	}
 	now := time.Now()
-	if w.Done {
-		delete(s.seen, w.Client)
-	} else if !s.seen[w.Client] && len(s.seen) < maxSeen {
-		s.seen[w.Client], s.latest = true, now
+	if s.demand.Hear(w, now) {
+		s.latest = now
 	}
-	s.demand.Hear(w, now)
-	return s.running || len(s.seen) >= c.MinClients, nil
+	return s.running || s.demand.Clients(now) >= c.MinClients, nil
 }
-
-const maxSeen = 20_000
 
 // job finds or makes what is known of a job. Called by who holds mu.
 func (c *Carousel) job(j job) (*sending, error) {
@@ -102,7 +96,7 @@ func (c *Carousel) job(j job) (*sending, error) {
 	if c.jobs == nil {
 		c.jobs = map[job]*sending{}
 	}
-	s := &sending{first: time.Now(), seen: map[string]bool{}}
+	s := &sending{first: time.Now()}
 	c.jobs[j] = s
 	return s, nil
 }

@@ -28,8 +28,8 @@ type client struct {
 	at time.Time // it said so
 }
 
-// Hear takes note of what a node says.
-func (d *Demand) Hear(w wire.Want, now time.Time) {
+// Hear takes note of what a node says, and says whether it is new.
+func (d *Demand) Hear(w wire.Want, now time.Time) (news bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.clients == nil {
@@ -46,6 +46,7 @@ func (d *Demand) Hear(w wire.Want, now time.Time) {
 		close(d.changed)
 		d.changed = nil
 	}
+	return !known && !w.Done
 }
 
 // Clients is how many nodes want the layer.
