@@ -80,7 +80,7 @@ func castMulticast(transports ...string) func(*bout) cast {
 		b.data.Transports = transports
 		b.data.Multicast = &wire.Multicast{Group: "239.192.0.0/16", Port: 6882, Server: b.ip()}
 		c := castRookery(b)
-		rate := fmt.Sprintf("%dkB", b.mbit*1000/8*98/100)
+		rate := fmt.Sprintf("%dkB", b.mbit*1000/8*97/100)
 		c.servers[0].args = append(c.servers[0].args, "--multicast-rate", rate)
 		return c
 	}

@@ -254,6 +254,13 @@ func (p *Pieces) Expect(expected []bool) {
 	p.expected = expected
 }
 
+// Expecting says whether pieces come without being asked for.
+func (p *Pieces) Expecting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.expected != nil
+}
+
 // Idle says whether it is no source's fault that nothing arrives: there is
 // nothing to claim before Want, or the storage makes a piece wait.
 func (p *Pieces) Idle() bool {

@@ -34,6 +34,7 @@ type collector struct {
 	first, max     uint32 // of its datagrams since lost was asked
 	came           int
 	share          float64   // of datagrams that are lost, lately
+	heavy          int       // times in a row that this was too much
 	spoilt         int       // blocks that had a piece with a wrong hash, since the last right one
 	put            time.Time // the last right one, or the first datagram
 }
@@ -116,6 +117,9 @@ func (c *collector) lost() float64 {
 	if sent := int(c.max-c.first) + 1; sent >= enough && c.came > 0 {
 		c.share = max(0, 1-float64(c.came)/float64(sent))
 		c.first, c.came = c.max+1, 0
+		if c.heavy++; c.share < tooMuch {
+			c.heavy = 0
+		}
 	}
 	return c.share
 }

@@ -29,18 +29,28 @@ type Source struct {
 	Via    string       // interface; "": the one that the server is reached by
 	Alone  bool         // nobody else fills holes: the sender is asked to
 	Memory int64        // bytes for blocks that are not complete; 0: 64 MiB
+
+	rest  time.Duration // after losses
+	until time.Time     // it ends
 }
+
+// Who loses so much, twice in a row, leaves the group to have its link for the
+// others, if there are any, and comes back after a while.
+const (
+	tooMuch  = 0.4
+	restMin  = 15 * time.Second
+	restMost = 2 * time.Minute
+)
+
+// errLossy says that a node had better ask others.
+var errLossy = errors.New("too much is lost")
 
 func (s *Source) String() string { return "multicast" }
 
 // Fetch listens until everything is there. It fails when it cannot listen.
 func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
-	select {
-	case <-p.Done():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	default:
+	if err := s.pause(ctx, p); err != nil || p.Missing() == 0 {
+		return err
 	}
 	group, err := GroupOf(s.Config.Group, p.Info().InfoHash, s.Config.Rate)
 	if err != nil {
@@ -73,7 +83,7 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	running.Go(func() { stop(r.receive(ctx)) })
 	running.Go(func() { stop(r.put(ctx)) })
 	running.Go(func() { r.look(ctx) })
-	running.Go(func() { r.say(ctx) })
+	running.Go(func() { stop(r.say(ctx)) })
 	select {
 	case <-p.Done():
 	case <-ctx.Done():
@@ -82,10 +92,27 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	conn.Close()
 	running.Wait()
 	p.Expect(nil)
-	if p.Missing() == 0 {
+	err = context.Cause(ctx)
+	switch {
+	case p.Missing() == 0:
 		return nil
+	case errors.Is(err, errLossy):
+		s.rest = min(max(restMin, 2*s.rest), restMost)
+		s.until = time.Now().Add(s.rest)
 	}
-	return context.Cause(ctx)
+	return err
+}
+
+// pause waits for the end of a rest.
+func (s *Source) pause(ctx context.Context, p *transport.Pieces) error {
+	timer := time.NewTimer(time.Until(s.until))
+	defer timer.Stop()
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return ctx.Err()
 }
 
 // A reception is one Fetch.
@@ -368,8 +395,9 @@ func (r *reception) look(ctx context.Context) {
 // How often a node says what it wants, besides at once when a pass has ended.
 var sayAfter = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second}
 
-// say tells the server what is wanted. It is no error when that cannot be done.
-func (r *reception) say(ctx context.Context) {
+// say tells the server what is wanted. It is no error when that cannot be done, but
+// when it is better not to listen.
+func (r *reception) say(ctx context.Context) error {
 	tick := time.NewTicker(breakAfter / 3)
 	defer tick.Stop()
 	for next, times, quiet := time.Now(), 0, false; ; {
@@ -385,17 +413,31 @@ func (r *reception) say(ctx context.Context) {
 			times++
 		}
 		quiet = over
+		err := r.lossy()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			if len(r.Wants) > 0 && times > 0 {
+			err = ctx.Err()
+		}
+		if err != nil {
+			if times > 0 {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 				defer cancel()
 				r.tell(ctx, wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Done: true})
 			}
-			return
+			return err
 		}
 	}
+}
+
+// lossy is an error when others had better bring the pieces.
+func (r *reception) lossy() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.Alone || r.col == nil || r.col.heavy < 2 {
+		return nil
+	}
+	return fmt.Errorf("%w: %.0f %% of what was sent", errLossy, 100*r.col.share)
 }
 
 // over says whether a pass has ended: the sender waits to hear what is lacked.

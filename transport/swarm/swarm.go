@@ -43,6 +43,7 @@ const (
 	banFor        = 10 * time.Minute
 	minBatch      = 50 * time.Millisecond  // Have messages are collected for so long, or
 	maxBatch      = 150 * time.Millisecond // for two pieces, but no longer than that
+	castBatch     = 2 * time.Second        // while all get the same pieces at the same time, and need not hear of them
 )
 
 // A Peer takes part in the swarms of the torrents added to it.

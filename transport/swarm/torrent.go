@@ -203,7 +203,11 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			return
 		case <-more:
 		}
-		sleep(ctx, min(max(minBatch, batch), maxBatch))
+		batch = min(max(minBatch, batch), maxBatch)
+		if t.pieces.Expecting() {
+			batch = castBatch
+		}
+		sleep(ctx, batch)
 	}
 }
 
