@@ -68,8 +68,8 @@ $(TREES): scripts/benchtree | deps
 
 N    ?= 1 2 4 8 16 32 50
 ONLY ?=
-bench-swarm: deps build ## times N="8 50" nodes and other systems (ONLY="rookery aria2", SLOW=1, ADD=1); into out/bench
-	go run ./bench swarm -n "$(N)" -only "$(ONLY)" $(if $(SLOW),-slow) $(if $(ADD),-add)
+bench-swarm: deps build ## times N="8 50" nodes and other systems (ONLY="rookery aria2", SLOW=1, LOSS=5, ADD=1); into out/bench
+	go run ./bench swarm -n "$(N)" -only "$(ONLY)" $(if $(SLOW),-slow) $(if $(LOSS),-loss $(LOSS)) $(if $(ADD),-add)
 
 # So little that the times say nothing, and every byte is compared all the same.
 bench-swarm-small: deps build ## whether all systems bring everything to 8 nodes, in 3 minutes

@@ -24,12 +24,12 @@ var floors = []string{
 	"disklayout", "boot/netboot", "wire",
 	// mechanisms
 	"image", "image/oci", "image/store", "image/registry", "image/tree", "image/chroot", "image/capture",
-	"transport", "transport/swarm/rules", "transport/swarm", "transport/tracker", "transport/interop", "transport/http", "transport/rsync",
+	"transport", "transport/swarm/rules", "transport/swarm", "transport/multicast", "transport/tracker", "transport/interop", "transport/http", "transport/rsync",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
 	"agent/install", "agent/host", "agent/netup", "agent/report", "agent/pid1",
 	"server/serve", "server/site", "server/store", "server/fleet",
-	"server/seed", "server/rsyncd", "server/dhcpd", "server/radvd", "server/tftpd", "server/httpd",
+	"server/seed", "server/carousel", "server/rsyncd", "server/dhcpd", "server/radvd", "server/tftpd", "server/httpd",
 	// programs
 	"initramfs", "cmd/rookery", "cmd/rookery-agent",
 	// whole stories
@@ -54,6 +54,7 @@ var importers = map[string]struct {
 	"github.com/google/go-containerregistry":     {[]string{"image/registry"}, ""},
 	"github.com/insomniacslk/dhcp":               {[]string{"agent/netup", "server/dhcpd"}, "the two ends of one protocol"},
 	"github.com/klauspost/compress":              {[]string{"image", "image/registry", "image/tree", "initramfs"}, "layers are zstd, other people's and tarballs may be, and the kernel unpacks it"},
+	"github.com/klauspost/reedsolomon":           {[]string{"transport/multicast"}, ""},
 	"github.com/pin/tftp":                        {[]string{"server/tftpd"}, ""},
 	"github.com/spf13/cobra":                     {[]string{"cmd/rookery"}, ""},
 	"github.com/spf13/pflag":                     {[]string{"cmd/rookery"}, ""},

@@ -19,7 +19,8 @@ import (
 type bout struct {
 	system system
 	load
-	slow bool // the last node's link has a fifth of the rate
+	loss float64 // percent of the packets that come to a node
+	slow bool    // the last node's link has a fifth of the rate
 	data lab.Dataset
 	tcp  string // congestion control of all; "": this machine's
 	dir  string // for what the nodes write
@@ -62,6 +63,9 @@ func (b *bout) limit() time.Duration {
 	times := 4.0
 	if b.system.unicast {
 		times = float64(b.n) * 2.5 // some of many are starved by the others
+	}
+	if b.loss > 0 {
+		times *= 2
 	}
 	if b.slow {
 		times = max(times, 2*slowness)
@@ -193,6 +197,11 @@ func (b *bout) plug(n *lab.Network) error {
 	for i, h := range all {
 		if b.tcp != "" {
 			if err := h.Congestion(b.tcp); err != nil {
+				return err
+			}
+		}
+		if b.loss > 0 && h != b.server {
+			if err := h.Lose(b.loss); err != nil {
 				return err
 			}
 		}

@@ -19,7 +19,9 @@ import (
 
 // figures draws what is in the report, as PNG and SVG, into dir.
 func (r *swarmReport) figures(dir string) error {
-	whole := func(transport string) bool { return !strings.HasSuffix(transport, slowSuffix) }
+	whole := func(transport string) bool {
+		return !strings.HasSuffix(transport, slowSuffix) && !strings.Contains(transport, lossSuffix)
+	}
 	rows := filter(r.Rows, func(row swarmRow) bool { return row.TOverIdeal > 0 && whole(row.Transport) })
 	curves := filter(r.Curves, func(c curve) bool { return whole(c.Transport) })
 	if len(curves) == 0 {

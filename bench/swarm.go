@@ -97,6 +97,7 @@ type swarmConfig struct {
 	counts []int
 	only   []string
 	slow   bool
+	loss   float64
 	add    bool
 	mib    int
 	tcp    string
@@ -109,6 +110,7 @@ func parseSwarm(args []string) (c swarmConfig, err error) {
 	n := flags.String("n", "1 2 4 8 16 32 50", "numbers of nodes")
 	only := flags.String("only", "", "systems, all when empty: "+strings.Join(names(), " "))
 	flags.BoolVar(&c.slow, "slow", false, "one node's link has a fifth of the rate")
+	flags.Float64Var(&c.loss, "loss", 0, "`PERCENT` of the packets that come to a node and are lost, by chance")
 	flags.BoolVar(&c.add, "add", false, "keep what earlier runs left in -o, but for what is measured again")
 	flags.IntVar(&c.mib, "mib", 0, "size of the image in `MiB`, in place of the one that fits the number of nodes")
 	flags.StringVar(&c.tcp, "tcp", "", "congestion `CONTROL` of all connections, such as cubic, in place of this machine's")
@@ -116,6 +118,9 @@ func parseSwarm(args []string) (c swarmConfig, err error) {
 	flags.StringVar(&c.out, "o", "out/bench", "directory of the results")
 	if err := flags.Parse(args); err != nil {
 		return c, err
+	}
+	if c.loss < 0 || c.loss > 90 {
+		return c, fmt.Errorf("-loss: %v, want 0 to 90", c.loss)
 	}
 	if flags.NArg() > 0 {
 		return c, fmt.Errorf("unexpected argument %q", flags.Arg(0))
@@ -203,7 +208,7 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 			return err
 		}
 	}
-	if !c.slow {
+	if !c.slow && c.loss == 0 {
 		raw := load{n: 1, mib: rawMiB}
 		if c.mib > 0 {
 			raw.mib = c.mib
@@ -259,7 +264,7 @@ func (m *measurement) measure(l load, raw bool) error {
 			fmt.Fprintf(os.Stderr, "bench: %s: left out: %v\n", name, err)
 			continue
 		}
-		b := &bout{system: s, load: l, slow: m.slow, data: *data, tcp: m.tcp, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
+		b := &bout{system: s, load: l, slow: m.slow, loss: m.loss, data: *data, tcp: m.tcp, dir: filepath.Join(dir, "bout"), logs: filepath.Join(m.out, "log", name)}
 		m.report.drop(b.transport(), b.n)
 		row, curve, err := m.one(b)
 		if m.ctx.Err() != nil {
@@ -361,14 +366,22 @@ func (b *bout) report(r *result) (swarmRow, curve) {
 	return row, curve{row.Transport, b.n, b.mbit, sampleEvery.Seconds(), rates(r.received, b.n)}
 }
 
-const slowSuffix = "-slow" // to the name of a system in a bout with a slow node
+// Added to the name of a system in a bout with a slow node, or with losses.
+const (
+	slowSuffix = "-slow"
+	lossSuffix = "-loss"
+)
 
 // transport is what the row is called.
 func (b *bout) transport() string {
-	if b.slow {
-		return b.system.name + slowSuffix
+	name := b.system.name
+	if b.loss > 0 {
+		name += lossSuffix + strconv.FormatFloat(b.loss, 'f', -1, 64)
 	}
-	return b.system.name
+	if b.slow {
+		name += slowSuffix
+	}
+	return name
 }
 
 // rates are megabits a second, by node, from the bytes of all nodes at each sample.

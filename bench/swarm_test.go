@@ -32,7 +32,7 @@ func TestParseSwarm(t *testing.T) {
 		{args: []string{"-n", "0"}, err: "0 nodes"},
 		{args: []string{"-n", "8 1", "-slow"}, err: "1 node"},
 		{args: []string{"-n", "many"}, err: "many"},
-		{args: []string{"-only", "scp"}, err: `"scp" is not one of rookery rookery-rsync http rsync udpcast udpcast-tuned aria2 libtorrent raw-rookery`},
+		{args: []string{"-only", "scp"}, err: `"scp" is not one of rookery rookery-multicast rookery-hybrid rookery-rsync http rsync udpcast udpcast-tuned aria2 libtorrent raw-rookery`},
 		{args: []string{"8"}, err: `"8"`},
 	} {
 		c, err := parseSwarm(tt.args)

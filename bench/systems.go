@@ -38,6 +38,8 @@ type cast struct {
 
 var systems = []system{
 	{name: "rookery", cast: castRookery("bittorrent", "http"), check: checkRookery},
+	{name: "rookery-multicast", cast: castMulticast("multicast"), check: checkRookery},
+	{name: "rookery-hybrid", cast: castMulticast("multicast", "bittorrent"), check: checkRookery},
 	{name: "rookery-rsync", needs: []string{"rsync"}, unicast: true, files: true, cast: castRookery("rsync"), check: checkRookery},
 	{name: "http", needs: []string{"curl"}, unicast: true, cast: castHTTP, check: checkFile},
 	{name: "rsync", needs: []string{"rsync"}, unicast: true, cast: castRsync, check: checkFile},
@@ -72,6 +74,18 @@ func castRookery(transports ...string) func(*bout) cast {
 				args: []string{b.data.Programs.Agent, "install", "--script", goArg, "--site", b.data.Site, "--http", b.url(), "--root", b.target(i)},
 			})
 		}
+		return c
+	}
+}
+
+// castMulticast has the server send at nearly the rate of its link, of which the
+// nodes' words and the server's answers need a little.
+func castMulticast(transports ...string) func(*bout) cast {
+	return func(b *bout) cast {
+		b.data.Multicast = &wire.Multicast{Group: "239.192.0.0/16", Port: 6882, Server: b.ip()}
+		c := castRookery(transports...)(b)
+		rate := fmt.Sprintf("%dkB", b.mbit*1000/8*97/100)
+		c.servers[0].args = append(c.servers[0].args, "--multicast-rate", rate)
 		return c
 	}
 }

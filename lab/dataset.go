@@ -34,6 +34,8 @@ type Dataset struct {
 	File     string // the layer, or its first Size bytes
 	Size     int64
 
+	Multicast *wire.Multicast // for them
+
 	key      ed25519.PrivateKey
 	manifest wire.Digest
 }
@@ -126,7 +128,7 @@ func (d *Dataset) Script(i int, seedFor time.Duration, transports ...string) []b
 	name, id := fmt.Sprintf("n%d", i+1), fmt.Sprintf("%032x", i+1)
 	s := wire.Script{
 		Version: 1, ID: id, Node: name,
-		Image: wire.Image{Name: datasetName, Manifest: d.manifest}, Transports: transports,
+		Image: wire.Image{Name: datasetName, Manifest: d.manifest}, Transports: transports, Multicast: d.Multicast,
 		Layout:   disklayout.Default(),
 		Identity: wire.Identity{Hostname: name, MachineID: id},
 		SeedFor:  int(seedFor.Seconds()), Ending: wire.Exit, OnFailure: wire.Exit,

@@ -123,6 +123,17 @@ func (h *Host) Link(mbit, mtu int) error {
 	return nil
 }
 
+// Lose makes the host lose so many percent of the packets that come to it, by chance.
+func (h *Host) Lose(percent float64) (err error) {
+	h.Do(func() {
+		err = run("iptables", fmt.Sprintf("--append INPUT --match statistic --mode random --probability %.4f --jump DROP", percent/100))
+	})
+	if err != nil {
+		return fmt.Errorf("%s: loss: %w", h.Name, err)
+	}
+	return nil
+}
+
 // Congestion makes the host's connections use a congestion control that the
 // kernel has, instead of the one that is this machine's default. It hangs on the
 // route: the default of a namespace can be set to some of them only.

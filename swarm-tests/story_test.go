@@ -100,15 +100,29 @@ type member struct {
 	root string // what a node installs into
 }
 
+// A way is how the nodes of a story get the image.
+type way struct {
+	transports []string
+	groups     *wire.Multicast
+	serve      []string // flags of the server
+}
+
 func begin(t *testing.T, limit time.Duration) *story {
+	return beginBy(t, limit, way{transports: []string{"bittorrent", "http"}})
+}
+
+func beginBy(t *testing.T, limit time.Duration, by way) *story {
 	t.Helper()
 	if network == nil {
 		t.Skip("takes minutes: make swarm runs it (ROOKERY_SWARM=1 with out/ made)")
 	}
-	data, err := dataset()
+	all, err := dataset()
 	if err != nil {
 		t.Fatal(err)
 	}
+	copied := *all
+	data := &copied
+	data.Multicast = by.groups
 	info, err := transport.ParseTorrent(data.Torrent)
 	if err != nil {
 		t.Fatal(err)
@@ -131,12 +145,12 @@ func begin(t *testing.T, limit time.Duration) *story {
 		s.mount(s.root(i), 4*imageSize)
 	}
 	t.Cleanup(func() { s.must(network.Close()) })
-	s.server = s.member("server", serverAddress, data.Programs.Rookery, "--state", data.State,
-		"serve", "--interface", "eth0", "--address", serverAddress, "--without", "dhcp,tftp,radvd")
+	s.server = s.member("server", serverAddress, append([]string{data.Programs.Rookery, "--state", data.State,
+		"serve", "--interface", "eth0", "--address", serverAddress, "--without", "dhcp,tftp,radvd"}, by.serve...)...)
 	for i := range nodes {
 		name := nodeName(i)
 		script := s.path(name + ".script")
-		s.must(os.WriteFile(script, data.Script(i, seedFor, "bittorrent", "http"), 0o600))
+		s.must(os.WriteFile(script, data.Script(i, seedFor, by.transports...), 0o600))
 		n := s.member(name, fmt.Sprintf("10.7.0.%d", 11+i), data.Programs.Agent, "install", "--script", script,
 			"--site", data.Site, "--http", siteURL, "--root", s.root(i))
 		n.root = s.root(i)

@@ -24,6 +24,7 @@ type Pieces struct {
 	has       []bool
 	claimed   []bool // some source is fetching it
 	preferred []bool
+	expected  []bool        // nil: nothing
 	held      bool          // only what is preferred may be claimed
 	wanted    []bool        // nil: everything
 	lacking   int           // pieces wanted and not complete
@@ -169,7 +170,7 @@ func (p *Pieces) Done() <-chan struct{} { return p.done }
 func (p *Pieces) Transfer() (done, fromServer, fromPeers, uploaded int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.bytes, p.brought[FromServer] + p.brought[FromHTTP], p.brought[FromPeer], p.uploaded
+	return p.bytes, p.brought[FromServer] + p.brought[FromHTTP] + p.brought[FromMulticast], p.brought[FromPeer], p.uploaded
 }
 
 // Brought is how many verified bytes came from there.
@@ -236,6 +237,28 @@ func (p *Pieces) Hold() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.held = true
+}
+
+// Held says whether it is not known yet what is wanted, but for what is preferred.
+func (p *Pieces) Held() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
+}
+
+// Expect says which pieces come without being asked for: nobody may claim them.
+// nil takes that back. It is not to be changed.
+func (p *Pieces) Expect(expected []bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.expected = expected
+}
+
+// Expecting says whether pieces come without being asked for.
+func (p *Pieces) Expecting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.expected != nil
 }
 
 // Idle says whether it is no source's fault that nothing arrives: there is
@@ -337,7 +360,7 @@ func (p *Pieces) wantedN() (n int) {
 	return n
 }
 
-// Claim chooses a piece that is wanted, neither complete nor claimed, and claims
+// Claim chooses a piece that is wanted, neither complete, claimed nor expected, and claims
 // it for the caller, who will Put or Release it. Preferred pieces come first, then
 // the one with the lowest rank; rank says false for a piece the caller cannot
 // get. It must not call p.
@@ -355,7 +378,7 @@ func (p *Pieces) Claim(rank func(n int) (int64, bool)) (n int, ok bool) {
 // claimable are the pieces of which Claim has the choice, with mu held.
 func (p *Pieces) claimable(yield func(n int) bool) {
 	for n := range p.has {
-		if !p.has[n] && !p.claimed[n] && p.wants(n) && (!p.held || p.preferred[n]) && !yield(n) {
+		if !p.has[n] && !p.claimed[n] && p.wants(n) && (!p.held || p.preferred[n]) && !(p.expected != nil && p.expected[n]) && !yield(n) {
 			return
 		}
 	}

@@ -35,6 +35,7 @@ const (
 	FromServer Origin = iota // its seeder
 	FromPeer
 	FromHTTP
+	FromMulticast
 	origins
 )
 

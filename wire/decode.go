@@ -159,3 +159,31 @@ func bounded(b []byte, most int, v any) error {
 	}
 	return Strict(b, v)
 }
+
+// DecodeWant decodes and checks what a node wants.
+func DecodeWant(b []byte) (Want, error) {
+	var w Want
+	if err := bounded(b, MaxWant, &w); err != nil {
+		return Want{}, fmt.Errorf("want: %w", err)
+	}
+	if err := w.check(); err != nil {
+		return Want{}, fmt.Errorf("want: %w", err)
+	}
+	return w, nil
+}
+
+func (w Want) check() error {
+	if !isHex(w.Client, 16) {
+		return fmt.Errorf("client: %.80q is not 16 hex digits", w.Client)
+	}
+	if err := w.Layer.Check(); err != nil {
+		return fmt.Errorf("layer: %w", err)
+	}
+	if err := checkRate(w.Rate); err != nil {
+		return fmt.Errorf("rate: %w", err)
+	}
+	if !(w.Lost >= 0 && w.Lost <= 1) {
+		return fmt.Errorf("lost: %v, want 0 to 1", w.Lost)
+	}
+	return nil
+}

@@ -112,7 +112,7 @@ func jsonName(k reflect.Kind) string {
 }
 
 // Transports are the names a script's transports can have.
-var Transports = []string{"bittorrent", "http", "rsync"}
+var Transports = []string{"bittorrent", "multicast", "http", "rsync"}
 
 // Check says which key of s has a value that nobody can carry out, or nil.
 func (s Script) Check() error {
@@ -140,6 +140,11 @@ func (s Script) Check() error {
 		}
 		if slices.Contains(s.Transports[:i], t) {
 			return fmt.Errorf("transports: %q stands twice", t)
+		}
+	}
+	if s.Multicast != nil {
+		if err := s.Multicast.Check(); err != nil {
+			return fmt.Errorf("multicast.%w", err)
 		}
 	}
 	if len(s.Mirrors) > maxMirrors {
@@ -170,6 +175,25 @@ func (s Script) Check() error {
 	}
 	if err := s.OnFailure.Check(); err != nil {
 		return fmt.Errorf("onFailure: %w", err)
+	}
+	return nil
+}
+
+// Check says which key of m nobody can listen by.
+func (m Multicast) Check() error {
+	group, err := netip.ParsePrefix(m.Group)
+	if err != nil || !group.Addr().IsMulticast() || group.Addr().Is4In6() || group.Bits() < 8 {
+		return fmt.Errorf("group: %.80q is not a range of multicast addresses such as 239.192.0.0/16 or ff15::1:0/112", m.Group)
+	}
+	server, err := netip.ParseAddr(m.Server)
+	if err != nil || server.Is4() != group.Addr().Is4() || server.Zone() != "" {
+		return fmt.Errorf("server: %.80q is not an address that sends to %s", m.Server, group)
+	}
+	if m.Port == 0 {
+		return errors.New("port: 0, want 1 to 65535")
+	}
+	if err := checkRate(m.Rate); err != nil {
+		return fmt.Errorf("rate: %w", err)
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ const (
 	PathAnnounce  = "/announce"   // BEP 3 HTTP tracker
 	PathScrape    = "/scrape"     // BEP 48
 	PathTrees     = "/trees/"     // + digest of a manifest: POST, answers Tree
+	PathMulticast = "/multicast"  // POST Want, answers 202 when it is sent or is about to be, 204 when it is not yet
 )
 
 // Bounds of what is accepted from the network, in bytes.
@@ -33,6 +34,7 @@ const (
 	MaxHello  = 256 << 10
 	MaxScript = 1 << 20
 	MaxEvents = 1 << 20
+	MaxWant   = 128 << 10
 )
 
 // A Hello is the first thing an agent says: what machine this is.
@@ -101,6 +103,7 @@ type Script struct {
 	Node       string            `json:"node"`
 	Image      Image             `json:"image"`
 	Transports []string          `json:"transports"`            // of Transports, in order
+	Multicast  *Multicast        `json:"multicast,omitempty"`   // where to listen, when it is one of the transports
 	Mirrors    []string          `json:"mirrors,omitempty"`     // URLs of layers without their digest, besides the server's own
 	Upload     int64             `json:"uploadLimit,omitempty"` // bytes a second; 0 is no limit
 	Download   int64             `json:"downloadLimit,omitempty"`
@@ -134,6 +137,25 @@ type Network struct {
 	MAC     string `json:"mac"`               // which interface
 	Address string `json:"address,omitempty"` // CIDR; "" means DHCP
 	Gateway string `json:"gateway,omitempty"`
+}
+
+// A Multicast is how the server sends layers to all who listen.
+type Multicast struct {
+	Group  string `json:"group"`          // addresses of which each layer has one, "239.192.0.0/16"
+	Port   uint16 `json:"port"`           // UDP
+	Server string `json:"server"`         // address that datagrams come from
+	Rate   int64  `json:"rate,omitempty"` // bytes a second that this node is for; 0: as all others
+}
+
+// A Want is what a node says again and again while it wants a layer by multicast.
+type Want struct {
+	Client string  `json:"client"` // random, 16 hex digits
+	Layer  Digest  `json:"layer"`
+	Rate   int64   `json:"rate,omitempty"`   // of its script
+	Lost   float64 `json:"lost"`             // share of what was sent lately, 0 to 1
+	Lacks  []byte  `json:"lacks,omitempty"`  // 255ths of each block; none: everything
+	Helped bool    `json:"helped,omitempty"` // others fill its holes
+	Done   bool    `json:"done,omitempty"`   // wants it no more
 }
 
 // An Ending is what happens to the machine after the last step.

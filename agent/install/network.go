@@ -8,13 +8,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"rookery/transport"
 	bulk "rookery/transport/http"
+	"rookery/transport/multicast"
 	"rookery/transport/rsync"
 	"rookery/transport/swarm"
 	"rookery/wire"
@@ -25,6 +28,7 @@ type Site struct {
 	Base     string
 	Client   *http.Client
 	Peer     *swarm.Peer        // runs; nil: this node takes no part in swarms
+	Groups   *wire.Multicast    // what the server sends there; nil: nothing
 	Mirrors  []string           // URLs of layers without their digest, besides the server's own
 	Download *transport.Limiter // of what comes by HTTP
 	Switched func(text string)  // told how layers come from now on, and why; may be nil
@@ -43,8 +47,8 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 func (s *Site) do(ctx context.Context, method, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, getFor)
 	defer cancel()
-	url := s.url(path)
-	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	where := s.url(path)
+	req, err := http.NewRequestWithContext(ctx, method, where, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -55,17 +59,17 @@ func (s *Site) do(ctx context.Context, method, path string, limit int64) ([]byte
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
+		return nil, fmt.Errorf("%s: %w", where, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var said struct{ Error string }
 		if json.Unmarshal(b, &said) == nil && said.Error != "" {
-			return nil, fmt.Errorf("%s: %s: %.500s", url, resp.Status, said.Error)
+			return nil, fmt.Errorf("%s: %s: %.500s", where, resp.Status, said.Error)
 		}
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
+		return nil, fmt.Errorf("%s: %s", where, resp.Status)
 	}
 	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s: more than %d bytes", url, limit)
+		return nil, fmt.Errorf("%s: more than %d bytes", where, limit)
 	}
 	return b, nil
 }
@@ -88,6 +92,14 @@ func (s *Site) Join(p *transport.Pieces, transports []string, patience time.Dura
 				Source: &bulk.Source{
 					URLs: append([]string{s.url(wire.PathLayers)}, s.Mirrors...), Client: s.Client, Limit: s.Download,
 					Moved: func(err error) { tell(fmt.Sprintf("http goes on elsewhere: %v", err)) },
+				},
+			})
+		case name == "multicast" && s.Groups != nil:
+			policy.Steps = append(policy.Steps, transport.Step{
+				Name: name, From: []transport.Origin{transport.FromMulticast},
+				Source: &multicast.Source{
+					Config: *s.Groups, Wants: s.url(wire.PathMulticast), Client: s.Client, Via: s.via(),
+					Alone: s.Peer == nil || !slices.Contains(transports, "bittorrent"),
 				},
 			})
 		case name == "bittorrent" && s.Peer != nil:
@@ -170,6 +182,24 @@ func (s *Site) tree(ctx context.Context, manifest wire.Digest) (wire.Tree, error
 			return tree, context.Cause(ctx)
 		}
 	}
+}
+
+// via names the interface by which the server is reached; "" when that cannot be
+// told from its URL.
+func (s *Site) via() string {
+	base, err := url.Parse(s.Base)
+	if err != nil {
+		return ""
+	}
+	addr, err := netip.ParseAddr(base.Hostname())
+	if err != nil {
+		return ""
+	}
+	card, err := multicast.Via(addr)
+	if err != nil {
+		return ""
+	}
+	return card.Name
 }
 
 func (s *Site) url(path string) string { return strings.TrimSuffix(s.Base, "/") + path }

@@ -180,7 +180,9 @@ func (a *agent) install(ctx context.Context, script wire.Script, send func(conte
 		script.SeedFor = int(a.seedFor.Round(time.Second).Seconds())
 	}
 	download := transport.NewLimiter(script.Download)
-	site := &install.Site{Base: a.http, Client: filesClient(), Mirrors: script.Mirrors, Download: download, Switched: a.report.Switch}
+	site := &install.Site{
+		Base: a.http, Client: filesClient(), Groups: script.Multicast, Mirrors: script.Mirrors, Download: download, Switched: a.report.Switch,
+	}
 	if a.site.CA != "" {
 		if site.TLS, err = report.TLS(a.site.CA); err != nil {
 			return script.OnFailure, err

@@ -274,7 +274,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"serve"}, "serve: --interface is missing"},
 		{[]string{"serve", "--interface", "nosuch0"}, `serve: interface "nosuch0": no such network interface`},
 		{[]string{"serve", "--interface", "lo", "--address", "10.1.2.3"}, "serve: address 10.1.2.3: interface "},
-		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder, rsync`},
+		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder, multicast, rsync`},
 		{[]string{"serve", "--interface", "lo", "--tftp-port", "0"}, "serve: a port is 0"},
 		{[]string{"serve", "--interface", "lo", "--rsync-port", "0", "--rsync-tls-port", "0"}, "serve: rsync-port and rsync-tls-port are both 0"},
 		{[]string{"serve", "--interface", "lo", "--lease-time", "-5s"}, "serve: lease-time: -5s, want at least 1m0s"},

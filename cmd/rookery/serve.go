@@ -45,6 +45,8 @@ type serveConfig struct {
 
 	egress string // limit
 
+	multicast multicastConfig
+
 	ipxe  string
 	args  string
 	debug bool
@@ -54,7 +56,7 @@ type serveConfig struct {
 const serveName = "serve"
 
 // services are what can be switched off.
-var services = []string{"dhcp", "tftp", "radvd", "seeder", "rsync"}
+var services = []string{"dhcp", "tftp", "radvd", "seeder", "multicast", "rsync"}
 
 func serveCommand(dir func() stateDir) *cobra.Command {
 	var c serveConfig
@@ -93,6 +95,7 @@ and stops no installation.`,
 	f.Uint16Var(&c.rsyncPort, "rsync-port", 873, "images as files, by rsync; 0 for TLS alone")
 	f.Uint16Var(&c.rsyncTLSPort, "rsync-tls-port", 874, "the same over TLS; 0 for none")
 	f.StringVar(&c.egress, "egress-limit", "none", "what layers may take of the uplink in bytes a second, such as 100MB, by HTTP, swarm and rsync together")
+	c.multicast.flags(f)
 	f.StringVar(&c.ipxe, "ipxe", "/usr/lib/ipxe", "directory of iPXE's boot programs")
 	f.StringVar(&c.args, "kernel-args", netboot.DefaultArgs, "kernel arguments of the agent")
 	f.BoolVar(&c.debug, "debug", false, "log every request")
@@ -197,6 +200,10 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
+	outlet, groups, multicastRate, err := c.multicast.check(c.iface, own.Addr())
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
 	if c.boots() {
 		if err := bootable(dir, c.ipxe); err != nil {
 			return err
@@ -248,9 +255,17 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		return err
 	}
 	defer records.Close()
-	machines, err := fleet.New(ctx, fleet.Config{
+	sender, err := c.multicast.carousel(ctx, outlet, multicastRate, images, seeder, log)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	settings := fleet.Config{
 		Store: records, Images: seeder.Image, Key: keys.Key, TokenKey: keys.TokenKey(), Log: log, Server: addr,
-	})
+	}
+	if !slices.Contains(c.off, "multicast") {
+		settings.Multicast = &groups
+	}
+	machines, err := fleet.New(ctx, settings)
 	if err != nil {
 		return err
 	}
@@ -266,6 +281,9 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	web := &httpd.Server{
 		Fleet: machines, Blobs: images.Blob, Egress: egress, Trees: trees, Boot: files,
 		Tracker: tracker.New(seeder.Known), Site: where, Log: log,
+	}
+	if settings.Multicast != nil {
+		web.Want = sender.Hear
 	}
 	publicRoutes, agentRoutes, adminRoutes := web.Routes()
 	// The records are ours alone by now, so a socket that is there has no owner.
@@ -284,6 +302,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	for _, p := range []serve.Part{
 		{Name: "seeder", Run: peer.Run},
+		{Name: "multicast", Run: sender.Run},
 		{Name: "dhcp", Run: (&dhcpd.Server{
 			Interface: c.iface, Subnets: subnets, Site: where, Hosts: hosts{machines},
 			Leases: leases{context.WithoutCancel(ctx), records}, Log: log,

@@ -64,7 +64,7 @@ func (images Images) once() Images {
 	}
 }
 
-// Config is what a fleet works with; all of it is needed, but Server.
+// Config is what a fleet works with; all of it is needed, but Server and Multicast.
 type Config struct {
 	Server   netip.Addr // its own address, which no node can have
 	Store    store.Store
@@ -72,6 +72,8 @@ type Config struct {
 	Key      ed25519.PrivateKey // signs scripts
 	TokenKey []byte             // makes tokens
 	Log      *slog.Logger
+
+	Multicast *wire.Multicast // how layers are sent; nil: not at all
 }
 
 // A Fleet is safe for use by many goroutines.
@@ -443,6 +445,7 @@ func (f *Fleet) script(ctx context.Context, name string) (s wire.Script, image I
 		return s, image, fmt.Errorf("node %s: %w", name, err)
 	}
 	s = render(full, layout, status, image.Image)
+	s.Multicast = listen(full.Settings, f.Multicast)
 	if err := s.Check(); err != nil {
 		return s, image, fmt.Errorf("node %s: script: %w", name, err)
 	}

@@ -65,7 +65,8 @@ type Settings struct {
 	Mirrors        []string    `json:"mirrors,omitempty" yaml:"mirrors,omitempty"`         // "http://192.0.2.2:5000/v2/NAME/blobs/"
 	UploadLimit    string      `json:"uploadLimit,omitempty" yaml:"uploadLimit,omitempty"` // "10MB" a second, "none"
 	DownloadLimit  string      `json:"downloadLimit,omitempty" yaml:"downloadLimit,omitempty"`
-	SeedFor        *int        `json:"seedFor,omitempty" yaml:"seedFor,omitempty"` // seconds
+	MulticastRate  string      `json:"multicastRate,omitempty" yaml:"multicastRate,omitempty"` // "10MB" a second: nodes that say the same have a sender of their own
+	SeedFor        *int        `json:"seedFor,omitempty" yaml:"seedFor,omitempty"`             // seconds
 	Ending         wire.Ending `json:"ending,omitempty" yaml:"ending,omitempty"`
 	OnFailure      wire.Ending `json:"onFailure,omitempty" yaml:"onFailure,omitempty"`
 }
@@ -94,6 +95,7 @@ func (s Settings) over(d Settings) Settings {
 	list(&s.Mirrors, d.Mirrors)
 	word(&s.UploadLimit, d.UploadLimit)
 	word(&s.DownloadLimit, d.DownloadLimit)
+	word(&s.MulticastRate, d.MulticastRate)
 	if s.SeedFor == nil {
 		s.SeedFor = d.SeedFor
 	}
@@ -346,7 +348,7 @@ func (s Settings) check() error {
 			return bad("gateway", "%.80q is not an IP address", s.Gateway)
 		}
 	}
-	for _, limit := range []struct{ key, rate string }{{"uploadLimit", s.UploadLimit}, {"downloadLimit", s.DownloadLimit}} {
+	for _, limit := range []struct{ key, rate string }{{"uploadLimit", s.UploadLimit}, {"downloadLimit", s.DownloadLimit}, {"multicastRate", s.MulticastRate}} {
 		if _, err := wire.ParseRate(limit.rate); err != nil {
 			return &keyError{limit.key, err}
 		}

@@ -40,6 +40,16 @@ func render(n Node, l disklayout.Layout, s Status, image wire.Image) wire.Script
 	}
 }
 
+// listen is where a node with these settings listens to what is sent, if it does.
+func listen(s Settings, sent *wire.Multicast) *wire.Multicast {
+	if sent == nil || !slices.Contains(s.Transports, "multicast") {
+		return nil
+	}
+	m := *sent
+	m.Rate, _ = wire.ParseRate(s.MulticastRate)
+	return &m
+}
+
 // machineID makes an installation's /etc/machine-id from its ID. As systemd
 // does, it has the bits of a random UUID (machine-id(5)).
 func machineID(id string) string {

@@ -21,7 +21,7 @@ import (
 	"rookery/wire"
 )
 
-// A Server answers for a fleet and an image store. All of it is needed.
+// A Server answers for a fleet and an image store. All of it is needed, if not said otherwise.
 type Server struct {
 	Fleet   *fleet.Fleet
 	Blobs   func(context.Context, wire.Digest) (images.Blob, error) // the image store's
@@ -29,6 +29,7 @@ type Server struct {
 	Trees   func(context.Context, wire.Digest) (wire.Tree, error)   // of a manifest's image, by rsync
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
+	Want    func(wire.Want) (sent bool, err error)                  // takes what nodes say of multicast; nil: there is none
 	Site    netboot.Site
 	Log     *slog.Logger
 }
@@ -48,6 +49,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	p.HandleFunc("POST "+wire.PathTrees+"{digest}", s.tree)
 	p.Handle("GET "+wire.PathAnnounce, s.Tracker)
 	p.Handle("GET "+wire.PathScrape, s.Tracker)
+	p.HandleFunc("POST "+wire.PathMulticast, s.want)
 
 	g := http.NewServeMux()
 	g.HandleFunc("GET /healthz", s.health)
@@ -229,6 +231,33 @@ func (s *Server) report(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// want hears a node out that wants a layer by multicast.
+func (s *Server) want(w http.ResponseWriter, r *http.Request) {
+	b, err := body(w, r, wire.MaxWant)
+	if err != nil {
+		s.refuse(w, r, err)
+		return
+	}
+	want, err := wire.DecodeWant(b)
+	if err != nil {
+		s.refuse(w, r, &clientError{http.StatusBadRequest, err})
+		return
+	}
+	if s.Want == nil {
+		http.NotFound(w, r)
+		return
+	}
+	sent, err := s.Want(want)
+	switch {
+	case err != nil:
+		s.refuse(w, r, &clientError{http.StatusNotFound, err})
+	case sent:
+		w.WriteHeader(http.StatusAccepted)
+	default:
+		w.WriteHeader(http.StatusNoContent)
+	}
 }
 
 func bearer(r *http.Request) string {

@@ -38,6 +38,7 @@ type Seeder struct {
 type offer struct {
 	torrent *swarm.Torrent
 	blob    store.Blob
+	index   int64 // where it begins
 }
 
 func (o *offer) infohash() [20]byte { return o.torrent.Pieces().Info().InfoHash }
@@ -151,6 +152,16 @@ func (s *Seeder) offer(ctx context.Context, v store.Version) error {
 	return nil
 }
 
+// Layer is a layer that is offered, the place of its index, and how to read it.
+func (s *Seeder) Layer(d wire.Digest) (info transport.Info, index int64, bytes io.ReaderAt, ok bool) {
+	o := s.get(d)
+	if o == nil {
+		return info, 0, nil, false
+	}
+	p := o.torrent.Pieces()
+	return p.Info(), o.index, p, true
+}
+
 func (s *Seeder) get(layer wire.Digest) *offer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -218,7 +229,7 @@ func (s *Seeder) open(ctx context.Context, l oci.Layer) (*offer, error) {
 	pieces := transport.NewPieces(info, layer{f})
 	pieces.AllDone()
 	pieces.Prefer(l.IndexOffset, l.IndexSize) // nobody can begin without it
-	return &offer{s.Peer.Add(pieces, swarm.Options{Seeder: true, Trackers: []string{s.Tracker}}), f}, nil
+	return &offer{s.Peer.Add(pieces, swarm.Options{Seeder: true, Trackers: []string{s.Tracker}}), f, l.IndexOffset}, nil
 }
 
 // A layer is complete, so nothing is ever written to it.

@@ -203,6 +203,9 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			return
 		case <-more:
 		}
+		if t.pieces.Expecting() {
+			batch = castBatch
+		}
 		sleep(ctx, batch)
 	}
 }

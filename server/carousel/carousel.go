@@ -1,0 +1,237 @@
+// Package carousel decides which layers are sent by multicast, from what nodes
+// say that they want, and has them sent.
+package carousel
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+
+	"rookery/transport"
+	"rookery/transport/multicast"
+	"rookery/wire"
+)
+
+// A Layer is what can be sent.
+type Layer struct {
+	Info  transport.Info
+	Bytes io.ReaderAt
+	First int64 // byte to begin with: the index, without which nobody can begin
+}
+
+// A Carousel sends layers for as long as enough nodes want them. All of it but Always
+// is needed.
+type Carousel struct {
+	Group  string // addresses of which each layer has one
+	Port   uint16
+	Out    multicast.Outlet
+	Rate   int64   // bytes a second on the wire, of all layers together
+	Parity float64 // beyond the data, where nobody says that anything is lost
+
+	MinClients int           // want a layer: it is sent
+	Wait       time.Duration // after the first of fewer: it is sent
+
+	Layers func(wire.Digest) (Layer, bool)
+	Always []wire.Digest // sent whoever wants them
+	Log    *slog.Logger
+
+	mu   sync.Mutex
+	jobs map[job]*sending
+}
+
+// A job is a layer at one rate, which has a group of its own.
+type job struct {
+	layer wire.Digest
+	rate  int64 // as in a script; 0: the site's
+}
+
+// A sending is the life of a job, from the first word of a node.
+type sending struct {
+	demand  multicast.Demand
+	first   time.Time // somebody wanted it
+	latest  time.Time // somebody came
+	tried   time.Time // it was started last
+	running bool
+}
+
+// maxJobs bounds what strangers can start.
+const maxJobs = 64
+
+// settle is how long it is waited for more nodes after one has come. Who comes later
+// has the next pass.
+const settle = 500 * time.Millisecond
+
+// Hear takes note of what a node says, and says whether the layer is sent or is
+// about to be. The error is about a layer that is not known here.
+func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
+	if _, ok := c.Layers(w.Layer); !ok {
+		return false, fmt.Errorf("%s: no such layer", w.Layer)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, err := c.job(job{w.Layer, w.Rate})
+	if err != nil {
+		return false, err
+	}
+	now := time.Now()
+	if s.demand.Hear(w, now) {
+		s.latest = now
+	}
+	return s.running || s.demand.Clients(now) >= c.MinClients, nil
+}
+
+// job finds or makes what is known of a job. Called by who holds mu.
+func (c *Carousel) job(j job) (*sending, error) {
+	if s := c.jobs[j]; s != nil {
+		return s, nil
+	}
+	if len(c.jobs) >= maxJobs {
+		return nil, fmt.Errorf("%d layers are being sent, no more are", maxJobs)
+	}
+	if c.jobs == nil {
+		c.jobs = map[job]*sending{}
+	}
+	s := &sending{first: time.Now()}
+	c.jobs[j] = s
+	return s, nil
+}
+
+// A state is what a job's beginning and end depend on.
+type state struct {
+	clients int           // want it
+	since   time.Duration // the first one did
+	quiet   time.Duration // nobody has come
+	running bool
+	always  bool
+}
+
+// An act is what to do about a job.
+type act int
+
+const (
+	stay act = iota
+	start
+	stop
+	forget
+)
+
+func (c *Carousel) decide(s state) act {
+	switch {
+	case s.always:
+		if !s.running {
+			return start
+		}
+	case s.clients == 0 && s.running:
+		return stop
+	case s.clients == 0 && s.since > multicast.StaleAfter:
+		return forget
+	case s.clients == 0 || s.running:
+	case s.since >= c.Wait, s.clients >= c.MinClients && s.quiet >= settle:
+		return start
+	}
+	return stay
+}
+
+const (
+	lookEvery  = 100 * time.Millisecond
+	retryAfter = 5 * time.Second
+)
+
+// Run starts and stops senders until ctx ends.
+func (c *Carousel) Run(ctx context.Context) error {
+	shared := transport.NewLimiter(c.Rate)
+	var running sync.WaitGroup
+	defer running.Wait()
+	stops := map[job]context.CancelFunc{}
+	defer func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}()
+	always := map[job]bool{}
+	for _, d := range c.Always {
+		always[job{d, 0}] = true
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		c.mu.Lock()
+		for j := range always {
+			_, _ = c.job(j)
+		}
+		all := maps.Clone(c.jobs)
+		c.mu.Unlock()
+		for j, s := range all {
+			now := time.Now()
+			c.mu.Lock()
+			seen := state{
+				clients: s.demand.Clients(now), since: now.Sub(s.first), quiet: now.Sub(s.latest),
+				running: s.running, always: always[j],
+			}
+			act := c.decide(seen)
+			if act == start && now.Sub(s.tried) < retryAfter && !s.tried.IsZero() {
+				act = stay
+			}
+			switch act {
+			case start:
+				s.running, s.tried = true, now
+			case forget:
+				delete(c.jobs, j)
+			}
+			c.mu.Unlock()
+			switch act {
+			case start:
+				var one context.Context
+				one, stops[j] = context.WithCancel(ctx)
+				c.Log.Info("multicast begins", "layer", short(j.layer), "clients", seen.clients)
+				running.Go(func() {
+					err := c.send(one, j, s, shared, always[j])
+					if err != nil && one.Err() == nil {
+						c.Log.Error("multicast", "layer", short(j.layer), "err", err)
+					}
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					s.running = false
+				})
+			case stop:
+				c.Log.Info("multicast ends: nobody wants it any more", "layer", short(j.layer))
+				stops[j]()
+				c.mu.Lock()
+				delete(c.jobs, j)
+				c.mu.Unlock()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func short(d wire.Digest) string { return d.Hex()[:12] }
+
+func (c *Carousel) send(ctx context.Context, j job, s *sending, shared *transport.Limiter, always bool) error {
+	layer, ok := c.Layers(j.layer)
+	if !ok {
+		return fmt.Errorf("%s is no longer there", j.layer)
+	}
+	group, err := multicast.GroupOf(c.Group, layer.Info.InfoHash, j.rate)
+	if err != nil {
+		return err
+	}
+	rate := c.Rate
+	if j.rate > 0 {
+		rate = min(rate, j.rate)
+	}
+	sender := &multicast.Sender{
+		Info: layer.Info, Layer: layer.Bytes, First: layer.First, Out: c.Out, To: netip.AddrPortFrom(group, c.Port),
+		Rate: rate, Shared: shared, Parity: c.Parity, Demand: &s.demand, Always: always,
+	}
+	return sender.Run(ctx)
+}

@@ -1,0 +1,411 @@
+package multicast
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+
+	"rookery/transport"
+)
+
+const (
+	quietAfter = 700 * time.Millisecond // without a row of it: the pass is beyond a block
+	breakAfter = 300 * time.Millisecond // without a datagram: the pass is over
+	aloneAfter = time.Second            // without a datagram: nothing comes any more
+	dueAfter   = 3 * time.Second        // a piece asked of others is to be there
+	hopeFor    = 20 * time.Second       // without a right piece: the others are not to wait
+	againAfter = 10 * time.Second       // what others did not bring is asked of the sender
+)
+
+// A collector puts blocks together from rows in any order, in bounded memory. It
+// has no lock, no clock and no socket of its own.
+type collector struct {
+	*layout
+	room  int64 // bytes of blocks that may be open
+	alone bool  // nobody else repairs
+	open  map[int]*block
+	used  int64
+	state []blockState
+
+	heard          time.Time // a datagram
+	sender         uint32
+	pass, at, last uint32 // where the sender is
+	first, max     uint32 // of its datagrams since lost was asked
+	came           int
+	share          float64   // of datagrams that are lost, lately
+	heavy          int       // times in a row that this was too much
+	spoilt         int       // blocks that had a piece with a wrong hash, since the last right one
+	put            time.Time // the last right one, or the first datagram
+}
+
+// A blockState is what is known of a block, open or not.
+type blockState struct {
+	closed bool      // nothing of it is wanted any more
+	touch  time.Time // a row of it was heard
+}
+
+// A block is one of which some rows are here.
+type block struct {
+	n      int
+	data   []byte // rows, one after the other
+	parity map[int][]byte
+	have   []bool
+	count  int    // rows that are here
+	lacks  []int  // rows, by piece
+	told   []bool // by piece: put already, or found elsewhere
+	busy   bool   // its rows are being restored
+	fed    bool   // what was there before it is among its rows
+}
+
+func newCollector(l *layout, room int64, alone bool) *collector {
+	return &collector{layout: l, room: room, alone: alone, open: map[int]*block{}, state: make([]blockState, l.blocks())}
+}
+
+// add takes a row. It says whether that helps, and whether there is something to
+// do about its block.
+func (c *collector) add(h header, shard []byte, now time.Time) (b *block, helps, news bool) {
+	n, row := int(h.block), int(h.row)
+	if n >= len(c.state) || row >= c.all(n) || int(h.last) >= len(c.state) {
+		return nil, false, false
+	}
+	c.follow(h, now)
+	s := &c.state[n]
+	s.touch = now
+	if s.closed {
+		return nil, false, false
+	}
+	if b = c.open[n]; b == nil {
+		if b = c.begin(n, now); b == nil {
+			return nil, false, false
+		}
+		news = true
+	}
+	if b.busy || b.have[row] {
+		return b, false, news
+	}
+	helps = row >= c.rows(n)
+	if !helps {
+		c.eachPiece(b, row, func(i int) { helps = helps || !b.told[i] })
+	}
+	c.take(b, row, shard)
+	return b, helps, news || c.ready(b)
+}
+
+// follow keeps account of where the sender is, and of what was lost on the way.
+func (c *collector) follow(h header, now time.Time) {
+	if c.put.IsZero() {
+		c.put = now
+	}
+	if h.sender != c.sender || now.Sub(c.heard) > aloneAfter {
+		if h.sender != c.sender && now.Sub(c.heard) < aloneAfter {
+			return // of two, the account is of one
+		}
+		c.sender, c.first, c.max, c.came = h.sender, h.seq, h.seq, 0
+	}
+	c.heard, c.pass, c.at, c.last = now, h.pass, h.block, h.last
+	if int32(h.seq-c.max) > 0 {
+		c.max = h.seq
+	}
+	c.came++
+}
+
+// lost is the share that was lost since it was asked the last time; of few
+// datagrams nothing is said.
+func (c *collector) lost() float64 {
+	const enough = 50
+	if sent := int(c.max-c.first) + 1; sent >= enough && c.came > 0 {
+		c.share = max(0, 1-float64(c.came)/float64(sent))
+		c.first, c.came = c.max+1, 0
+		if c.heavy++; c.share < tooMuch {
+			c.heavy = 0
+		}
+	}
+	return c.share
+}
+
+// begin opens a block, or returns nil when others need the memory more.
+func (c *collector) begin(n int, now time.Time) *block {
+	size := int64(c.rows(n)) * int64(c.shard)
+	for c.used+size > c.room && len(c.open) > 1 {
+		victim := c.victim(now)
+		if victim == nil {
+			return nil
+		}
+		c.drop(victim)
+	}
+	b := &block{n: n, data: make([]byte, size), parity: map[int][]byte{}, have: make([]bool, c.all(n))}
+	first, end := c.pieces(n)
+	for i := first; i < end; i++ {
+		from, to := c.span(n, i)
+		b.lacks = append(b.lacks, to-from)
+		b.told = append(b.told, false)
+	}
+	c.open[n] = b
+	c.used += size
+	return b
+}
+
+// victim is a block that lacks much more than a new one will when it has passed:
+// to drop any other one, when all lack something, would have none ever complete.
+func (c *collector) victim(now time.Time) (worst *block) {
+	for _, b := range c.open {
+		if !b.busy && now.Sub(c.state[b.n].touch) > quietAfter && (worst == nil || c.missing(b) > c.missing(worst)) {
+			worst = b
+		}
+	}
+	if worst == nil {
+		return nil
+	}
+	rows := float64(c.rows(worst.n))
+	if float64(c.missing(worst)) < 2*c.share*rows+3*math.Sqrt(rows) {
+		return nil
+	}
+	return worst
+}
+
+func (c *collector) drop(b *block) {
+	delete(c.open, b.n)
+	c.used -= int64(len(b.data))
+	for range b.parity {
+		c.used -= int64(c.shard)
+	}
+}
+
+// missing is how many more rows make a block complete.
+func (c *collector) missing(b *block) int { return max(0, c.rows(b.n)-b.count) }
+
+func (c *collector) take(b *block, row int, shard []byte) {
+	b.have[row] = true
+	b.count++
+	if row >= c.rows(b.n) {
+		b.parity[row] = slices.Clone(shard)
+		c.used += int64(c.shard)
+		return
+	}
+	copy(b.data[row*c.shard:], shard)
+	c.eachPiece(b, row, func(i int) { b.lacks[i]-- })
+}
+
+// forget takes back that a data row is here.
+func (c *collector) forget(b *block, row int) {
+	if !b.have[row] {
+		return
+	}
+	b.have[row] = false
+	b.count--
+	c.eachPiece(b, row, func(i int) { b.lacks[i]++ })
+}
+
+// eachPiece calls f with each piece that a data row touches, counted in the block.
+func (c *collector) eachPiece(b *block, row int, f func(i int)) {
+	length := c.info.PieceLength
+	from := int64(row) * int64(c.shard)
+	to := min(from+int64(c.shard), int64(c.size(b.n)))
+	for i := from / length; i*length < to; i++ {
+		f(int(i))
+	}
+}
+
+// ready says whether a block has a piece to give, or enough to restore the rest.
+func (c *collector) ready(b *block) bool {
+	if c.missing(b) == 0 {
+		return true
+	}
+	for i, lacks := range b.lacks {
+		if lacks == 0 && !b.told[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// table is the rows of a block as the code wants them: those that are not here
+// are empty, and have their place.
+func (c *collector) table(b *block) [][]byte {
+	rows := make([][]byte, c.all(b.n))
+	for row := range rows {
+		if row >= c.rows(b.n) {
+			rows[row] = b.parity[row]
+			continue
+		}
+		at := row * c.shard
+		if rows[row] = b.data[at : at+c.shard : at+c.shard]; !b.have[row] {
+			rows[row] = rows[row][:0]
+		}
+	}
+	return rows
+}
+
+// restored notes that all data rows are here.
+func (c *collector) restored(b *block) {
+	for row := range c.rows(b.n) {
+		b.have[row] = true
+	}
+	for range b.parity {
+		c.used -= int64(c.shard)
+	}
+	clear(b.parity)
+	clear(b.have[c.rows(b.n):])
+	clear(b.lacks)
+	b.count = c.rows(b.n)
+}
+
+// piece is the bytes of piece i of a block.
+func (c *collector) piece(b *block, i int) []byte {
+	first, _ := c.pieces(b.n)
+	at := int64(i) * c.info.PieceLength
+	return b.data[at : at+int64(c.info.PieceSize(first+i))]
+}
+
+// known notes that a piece is there, whoever brought it, and that content, if
+// not nil, is its bytes.
+func (c *collector) known(b *block, i int, content []byte) {
+	if b.told[i] {
+		return
+	}
+	b.told[i] = true
+	if content == nil || b.busy {
+		return
+	}
+	copy(c.piece(b, i), content)
+	first, _ := c.pieces(b.n)
+	from, to := c.span(b.n, first+i)
+	for row := from; row < to; row++ {
+		whole := true
+		c.eachPiece(b, row, func(j int) { whole = whole && b.told[j] })
+		if whole && !b.have[row] {
+			b.have[row] = true
+			b.count++
+			c.eachPiece(b, row, func(j int) { b.lacks[j]-- })
+		}
+	}
+}
+
+// spoil forgets all rows of a block but those whose bytes are known to be right:
+// one of them was not what it said.
+func (c *collector) spoil(b *block) {
+	for row := range c.rows(b.n) {
+		whole := true
+		c.eachPiece(b, row, func(i int) { whole = whole && b.told[i] })
+		if !whole {
+			c.forget(b, row)
+		}
+	}
+	for row := range b.parity {
+		b.have[row] = false
+		b.count--
+		c.used -= int64(c.shard)
+	}
+	clear(b.parity)
+	c.spoilt++
+}
+
+// closeBlock notes that nothing of a block is wanted any more.
+func (c *collector) closeBlock(n int) {
+	c.state[n].closed = true
+	if b := c.open[n]; b != nil && !b.busy {
+		c.drop(b)
+	}
+}
+
+// passed says whether the sender has been at a block and is no more.
+func (c *collector) passed(n int, now time.Time) bool {
+	touch := c.state[n].touch
+	return !touch.IsZero() && now.Sub(touch) > quietAfter
+}
+
+// flows says whether the sender sends.
+func (c *collector) flows(now time.Time) bool {
+	return !c.heard.IsZero() && now.Sub(c.heard) < aloneAfter
+}
+
+// expected says of each piece whether it comes by itself: those ahead of the
+// sender in this pass, and of a block that it has passed all but as many as
+// others have to bring to make it complete. nil when nothing comes.
+func (c *collector) expected(now time.Time) []bool {
+	if !c.flows(now) || c.spoilt > 1 || now.Sub(c.put) > hopeFor {
+		return nil
+	}
+	all := make([]bool, len(c.info.Hashes))
+	ahead := (int(c.last) - int(c.at) + len(c.state)) % len(c.state)
+	for n := range c.state {
+		first, end := c.pieces(n)
+		from := (n - int(c.at) + len(c.state)) % len(c.state)
+		passed := c.passed(n, now)
+		b := c.open[n]
+		switch {
+		case c.state[n].closed, passed && b == nil, !passed && from > ahead:
+			continue
+		case passed && now.Sub(c.state[n].touch) > quietAfter+dueAfter:
+			continue
+		}
+		for i := first; i < end; i++ {
+			all[i] = true
+		}
+		if passed {
+			for _, i := range c.holes(b) {
+				all[first+i] = false
+			}
+		}
+	}
+	return all
+}
+
+// holes are the pieces of a block that complete it when others bring them, as
+// few as will do.
+func (c *collector) holes(b *block) (list []int) {
+	order := make([]int, len(b.lacks))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(b.lacks[j], b.lacks[i]) })
+	missing := c.missing(b)
+	for _, i := range order {
+		if missing <= 0 {
+			break
+		}
+		if !b.told[i] {
+			list = append(list, i)
+			missing -= max(1, b.lacks[i]-1) // a row at its edge may be a neighbour's, too
+		}
+	}
+	return list
+}
+
+// wants is what to say of each block: 255ths of its rows that are lacked. Beside
+// others, what has passed is theirs to repair, for a while.
+func (c *collector) wants(now time.Time) []byte {
+	list := make([]byte, len(c.state))
+	for n, s := range c.state {
+		if s.closed || !c.alone && c.passed(n, now) && now.Sub(s.touch) < againAfter {
+			continue
+		}
+		missing, rows := c.rows(n), c.rows(n)
+		if b := c.open[n]; b != nil {
+			missing = c.missing(b)
+		}
+		if missing == 0 {
+			continue // it is being put together
+		}
+		list[n] = byte(max(1, min(255, math.Ceil(255*float64(missing)/float64(rows)))))
+	}
+	return list
+}
+
+// wanted says which blocks have something that p wants, and closes the others.
+func (c *collector) wanted(p *transport.Pieces, wanted []bool) {
+	for n := range c.state {
+		if c.state[n].closed {
+			continue
+		}
+		first, end := c.pieces(n)
+		lacking := false
+		for i := first; i < end && !lacking; i++ {
+			lacking = !p.Has(i) && (wanted == nil || wanted[i])
+		}
+		if !lacking {
+			c.closeBlock(n)
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package multicast
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"rookery/transport/transporttest"
+)
+
+// rowsOf is a collector of a layer of 40 pieces in 4 blocks, and all rows of these.
+func rowsOf(t *testing.T, room int64, alone bool) (*collector, [][][]byte) {
+	t.Helper()
+	content, info := transporttest.Layer(t, 1, 40*64<<10)
+	l, err := newLayout(info, 1408)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &round{Sender: &Sender{Layer: bytes.NewReader(content)}, layout: l}
+	rows := make([][][]byte, l.blocks())
+	for b := range rows {
+		if rows[b], err = r.read(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return newCollector(l, room, alone), rows
+}
+
+// A block is complete with any rows, as many as it has of data.
+func TestAnyRows(t *testing.T) {
+	c, rows := rowsOf(t, 64<<20, true)
+	now := time.Unix(100, 0)
+	order := rand.New(rand.NewPCG(1, 1)).Perm(c.all(1))
+	var b *block
+	for i, row := range order[:c.rows(1)] {
+		if b != nil && c.missing(b) == 0 {
+			t.Fatalf("complete after %d rows of %d", i, c.rows(1))
+		}
+		b, _, _ = c.add(header{block: 1, row: uint16(row), seq: uint32(i), last: 3}, rows[1][row], now)
+		c.add(header{block: 1, row: uint16(row), seq: uint32(i), last: 3}, rows[1][row], now) // twice is once
+	}
+	if c.missing(b) != 0 || !c.ready(b) {
+		t.Fatalf("%d rows missing after %d", c.missing(b), c.rows(1))
+	}
+	if err := c.restore(1, c.table(b)); err != nil {
+		t.Fatal(err)
+	}
+	c.restored(b)
+	for row := range c.rows(1) {
+		if !bytes.Equal(b.data[row*c.shard:(row+1)*c.shard], rows[1][row]) {
+			t.Fatalf("row %d is another one", row)
+		}
+	}
+	if w := c.wants(now); w[0] != 255 || w[1] != 0 {
+		t.Errorf("wants %v, want all of the others", w)
+	}
+}
+
+// Numbers that the layer does not have are nobody's rows.
+func TestForeignNumbers(t *testing.T) {
+	c, rows := rowsOf(t, 64<<20, true)
+	for _, h := range []header{{block: 4, last: 3}, {block: 1 << 31, last: 3}, {block: 3, last: 4}, {block: 0, row: 60000, last: 3}} {
+		if b, helps, news := c.add(h, rows[0][0], time.Unix(100, 0)); b != nil || helps || news || len(c.open) > 0 {
+			t.Errorf("%+v was taken", h)
+		}
+	}
+}
+
+// With memory for two blocks, and every block lacking some, they are kept until they
+// are complete; where little is lost, one that lacks much makes room.
+func TestLittleMemory(t *testing.T) {
+	c, rows := rowsOf(t, 1<<20, true)
+	now := time.Unix(100, 0)
+	seq := uint32(0)
+	give := func(n int, part float64) {
+		for row := range int(float64(c.rows(n)) * part) {
+			seq++
+			c.add(header{block: uint32(n), row: uint16(row), seq: seq, last: 3}, rows[n][row], now)
+		}
+		now = now.Add(time.Second)
+	}
+	c.share = 0.3
+	give(0, 0.7)
+	c.share = 0.3
+	give(1, 0.7)
+	c.share = 0.3
+	give(2, 0.7)
+	if c.open[0] == nil || c.open[1] == nil || c.open[2] != nil {
+		t.Fatal("a block that had most of its rows was given up for one that will lack as many")
+	}
+	c.share = 0
+	give(2, 1)
+	if len(c.open) > 2 || c.open[2] == nil {
+		t.Fatal("a block that lacks much was kept, where nothing is lost any more")
+	}
+}
+
+// What is ahead of the sender comes by itself; of what it has passed others bring
+// as little as completes the rest, and all after a while.
+func TestExpected(t *testing.T) {
+	c, rows := rowsOf(t, 64<<20, false)
+	now := time.Unix(100, 0)
+	count := func() (n [4]int) {
+		for piece, is := range c.expected(now) {
+			if is {
+				n[c.of(piece)]++
+			}
+		}
+		return n
+	}
+	if c.expected(now) != nil {
+		t.Error("something is expected of nobody")
+	}
+	per := c.per
+	hear := func(block, row int) {
+		c.add(header{block: uint32(block), row: uint16(row), last: 3}, rows[block][row], now)
+	}
+	for row := range c.rows(1) { // it begins with block 1: it was not there before
+		if row > 2 {
+			hear(1, row)
+		}
+	}
+	last := len(c.info.Hashes) - 3*per
+	if got := count(); got != [4]int{0, per, per, last} {
+		t.Errorf("expected by block: %v, want none of the first", got)
+	}
+	now = now.Add(quietAfter + 1)
+	hear(2, 0)
+	if got := count(); got[1] >= per || got[1] < per-3 || got[2] != per {
+		t.Errorf("expected by block: %v, want nearly all of the second", got)
+	}
+	now = now.Add(dueAfter)
+	hear(2, 1)
+	if got := count(); got[1] != 0 || got[2] != per {
+		t.Errorf("expected by block: %v, want none of the second", got)
+	}
+	c.spoilt = 2
+	if c.expected(now) != nil {
+		t.Error("something is expected of who sends wrong pieces")
+	}
+	c.spoilt = 0
+	now = now.Add(aloneAfter)
+	if c.expected(now) != nil {
+		t.Error("something is expected of who is silent")
+	}
+}
+
+func TestLost(t *testing.T) {
+	c, rows := rowsOf(t, 64<<20, false)
+	now := time.Unix(100, 0)
+	for round := range 3 {
+		for i := range 200 {
+			if seq := 200*round + i; i%4 != 1 || round == 2 {
+				c.add(header{seq: uint32(seq), last: 3}, rows[0][0], now)
+			}
+		}
+		want := 0.25
+		if round == 2 {
+			want = 0
+		}
+		if got := c.lost(); got < want-0.01 || got > want+0.01 {
+			t.Errorf("round %d: %.3f lost, want %.2f", round, got, want)
+		}
+	}
+}

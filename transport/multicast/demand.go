@@ -1,0 +1,166 @@
+package multicast
+
+import (
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"rookery/wire"
+)
+
+// StaleAfter is how long what a node said counts.
+const StaleAfter = 30 * time.Second
+
+// maxClients bounds memory; those beyond get what the others get.
+const maxClients = 20_000
+
+// A Demand is what nodes have said lately that they want of one layer. The zero
+// value is ready; all methods may be called at any time.
+type Demand struct {
+	mu      sync.Mutex
+	clients map[string]client
+	changed chan struct{}
+}
+
+type client struct {
+	wire.Want
+	at time.Time // it said so
+}
+
+// Hear takes note of what a node says, and says whether it is new.
+func (d *Demand) Hear(w wire.Want, now time.Time) (news bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.clients == nil {
+		d.clients = map[string]client{}
+	}
+	_, known := d.clients[w.Client]
+	switch {
+	case w.Done:
+		delete(d.clients, w.Client)
+	case known || len(d.clients) < maxClients:
+		d.clients[w.Client] = client{w, now}
+	}
+	if d.changed != nil {
+		close(d.changed)
+		d.changed = nil
+	}
+	return !known && !w.Done
+}
+
+// Clients is how many nodes want the layer.
+func (d *Demand) Clients(now time.Time) int { return len(d.fresh(now)) }
+
+// Changed is closed with the next word of a node.
+func (d *Demand) Changed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.changed == nil {
+		d.changed = make(chan struct{})
+	}
+	return d.changed
+}
+
+func (d *Demand) fresh(now time.Time) (list []client) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, c := range d.clients {
+		if now.Sub(c.at) > StaleAfter {
+			delete(d.clients, name)
+			continue
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// needs is what of each block is lacked, as a share of its data rows, by the node
+// that lacks most of it. What was sent of a block after a node said that it lacks
+// it may have come: it says so again when it has not.
+func needs(clients []client, sent []time.Time) []float64 {
+	all := make([]float64, len(sent))
+	for _, c := range clients {
+		for b := range all {
+			lack := 1.0
+			if c.Lacks != nil {
+				if lack = 0; b < len(c.Lacks) {
+					lack = float64(c.Lacks[b]) / 255
+				}
+			}
+			if c.at.After(sent[b]) {
+				all[b] = max(all[b], lack)
+			}
+		}
+	}
+	return all
+}
+
+// pass is the blocks of one turn, beginning with block first. Those of which
+// little is lacked come before all others: they are soon done, and free the
+// memory of those who wait for it. Without a way back all that can be known is
+// that somebody may lack everything.
+func pass(needs []float64, first int, always bool) []order {
+	const little = 0.25
+	var few, many []order
+	for i := range needs {
+		b := (first + i) % len(needs)
+		switch need := needs[b]; {
+		case need > little:
+			many = append(many, order{b, need})
+		case need > 0:
+			few = append(few, order{b, need})
+		case always:
+			many = append(many, order{b, 1})
+		}
+	}
+	if len(few) > 0 {
+		return few
+	}
+	return many
+}
+
+// An order is to send so many rows of a block, as a share of its data rows.
+type order struct {
+	block int
+	need  float64
+}
+
+// How many standard deviations of what is lost are sent beyond the mean. To others
+// a few pieces are cheaper than a row for all is.
+const (
+	marginAlone  = 2.5
+	marginHelped = 1
+)
+
+// parity is what to send beyond what is lacked, as a share of it, so that three
+// of four nodes have enough when they lose as much as they lately did. Who loses
+// more is not waited for.
+func parity(clients []client, least float64, rows int) float64 {
+	if len(clients) == 0 {
+		return least
+	}
+	var lost []float64
+	helped, margin := 0, marginAlone
+	for _, c := range clients {
+		lost = append(lost, c.Lost)
+		if c.Helped {
+			helped++
+		}
+	}
+	if 2*helped > len(clients) {
+		margin = marginHelped
+	}
+	slices.Sort(lost)
+	q := min(lost[(len(lost)-1)*3/4], 0.5)
+	return max(least, q/(1-q)+margin*math.Sqrt(q/float64(rows)))
+}
+
+// count is how many rows of a block with so many of data that is.
+func (o order) count(rows int, parity float64) int {
+	n := int(math.Ceil(o.need * float64(rows) * (1 + parity)))
+	if o.need < 1 {
+		n++
+	}
+	return n
+}

@@ -1,0 +1,69 @@
+package multicast
+
+import (
+	"testing"
+
+	"rookery/transport"
+)
+
+func TestShardFor(t *testing.T) {
+	for mtu, want := range map[int]int{1280: 1152, 1500: 1408, 9000: 8896, 65536: maxShard} {
+		if got := shardFor(mtu); got != want || got+headerSize+udpHeader+ipv6Header > mtu {
+			t.Errorf("shardFor(%d): %d, want %d", mtu, got, want)
+		}
+	}
+}
+
+// Every byte of a layer is in one block, and every piece in rows of one.
+func TestLayout(t *testing.T) {
+	for _, tt := range []struct {
+		length, piece int64
+		shard         int
+		blocks        int
+	}{
+		{1, 64 << 10, 1408, 1},
+		{9*64<<10 + 12345, 64 << 10, 1408, 1},
+		{40*64<<10 + 1, 64 << 10, 1408, 4},
+		{9 << 20, 64 << 10, 8896, 3},
+		{9 << 20, 4 << 20, 1408, 3},
+		{1 << 16, 16 << 10, 64, 2},
+	} {
+		info := transport.Info{Length: tt.length, PieceLength: tt.piece, Hashes: make([][20]byte, (tt.length+tt.piece-1)/tt.piece)}
+		l, err := newLayout(info, tt.shard)
+		if err != nil || l.blocks() != tt.blocks {
+			t.Errorf("%+v: %d blocks, %v", tt, l.blocks(), err)
+			continue
+		}
+		var sum int64
+		for b := range l.blocks() {
+			if l.start(b) != sum {
+				t.Errorf("%+v: block %d begins at %d, want %d", tt, b, l.start(b), sum)
+			}
+			sum += int64(l.size(b))
+			next := 0
+			first, end := l.pieces(b)
+			for n := first; n < end; n++ {
+				from, to := l.span(b, n)
+				if from > next || to <= from || to > l.rows(b) || l.of(n) != b {
+					t.Errorf("%+v: piece %d is in rows %d to %d, the one before ended at %d", tt, n, from, to, next)
+				}
+				next = to
+			}
+			if next != l.rows(b) {
+				t.Errorf("%+v: block %d ends at row %d of %d", tt, b, next, l.rows(b))
+			}
+		}
+		if sum != tt.length {
+			t.Errorf("%+v: blocks have %d bytes", tt, sum)
+		}
+	}
+}
+
+func TestLayoutRefuses(t *testing.T) {
+	info := transport.Info{Length: 64 << 20, PieceLength: 16 << 20, Hashes: make([][20]byte, 4)}
+	for _, shard := range []int{0, 63, 65, maxShard + 64, 64} { // the last one: too many rows
+		if _, err := newLayout(info, shard); err == nil {
+			t.Errorf("shards of %d bytes: nil, want an error", shard)
+		}
+	}
+}

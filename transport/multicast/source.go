@@ -1,0 +1,488 @@
+package multicast
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"rookery/transport"
+	"rookery/wire"
+)
+
+// defaultMemory is what blocks take that are not complete, in bytes.
+const defaultMemory = 64 << 20
+
+// A Source listens to a Sender. It asks for the layer where the server can be
+// reached, and listens all the same where it cannot.
+type Source struct {
+	Config wire.Multicast
+	Wants  string       // URL that takes a wire.Want
+	Client *http.Client // for it
+	Via    string       // interface; "": the one that the server is reached by
+	Alone  bool         // nobody else fills holes: the sender is asked to
+	Memory int64        // bytes for blocks that are not complete; 0: 64 MiB
+
+	rest  time.Duration // after losses
+	until time.Time     // it ends
+}
+
+// Who loses so much, twice in a row, leaves the group to have its link for the
+// others, if there are any, and comes back after a while.
+const (
+	tooMuch  = 0.4
+	restMin  = 15 * time.Second
+	restMost = 2 * time.Minute
+)
+
+// errLossy says that a node had better ask others.
+var errLossy = errors.New("too much is lost")
+
+func (s *Source) String() string { return "multicast" }
+
+// Fetch listens until everything is there. It fails when it cannot listen.
+func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
+	if err := s.pause(ctx, p); err != nil || p.Missing() == 0 {
+		return err
+	}
+	group, err := GroupOf(s.Config.Group, p.Info().InfoHash, s.Config.Rate)
+	if err != nil {
+		return err
+	}
+	server, err := netip.ParseAddr(s.Config.Server)
+	if err != nil {
+		return err
+	}
+	conn, err := listen(netip.AddrPortFrom(group, s.Config.Port), server, s.Via)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	memory := s.Memory
+	if memory == 0 {
+		memory = defaultMemory
+	}
+	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1)}
+	if !s.Alone {
+		p.Expect(everything(p)) // for a moment: a sender that waits for more nodes begins soon
+	}
+	hash := p.Info().InfoHash
+	copy(r.layer[:], hash[:])
+	var id [8]byte
+	rand.Read(id[:])
+	r.id = hex.EncodeToString(id[:])
+
+	ctx, stop := context.WithCancelCause(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { stop(r.receive(ctx)) })
+	running.Go(func() { stop(r.put(ctx)) })
+	running.Go(func() { r.look(ctx) })
+	running.Go(func() { stop(r.say(ctx)) })
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+	}
+	stop(nil)
+	conn.Close()
+	running.Wait()
+	p.Expect(nil)
+	err = context.Cause(ctx)
+	switch {
+	case p.Missing() == 0:
+		return nil
+	case errors.Is(err, errLossy):
+		s.rest = min(max(restMin, 2*s.rest), restMost)
+		s.until = time.Now().Add(s.rest)
+	}
+	return err
+}
+
+// pause waits for the end of a rest.
+func (s *Source) pause(ctx context.Context, p *transport.Pieces) error {
+	timer := time.NewTimer(time.Until(s.until))
+	defer timer.Stop()
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return ctx.Err()
+}
+
+// A reception is one Fetch.
+type reception struct {
+	*Source
+	pieces *transport.Pieces
+	conn   *receiver
+	memory int64
+	layer  [8]byte
+	id     string
+	poke   chan struct{} // there is something to put
+
+	mu   sync.Mutex
+	col  *collector // nil before the first datagram
+	due  []*block   // something of them can be put
+	hope time.Time  // until then the sender may begin
+}
+
+// How long the others are kept from fetching what a sender may begin to send: at
+// first, and since the server said that it is about to, for some times.
+const (
+	hopeFirst = 2 * time.Second
+	hopeSaid  = 3 * time.Second
+	hopeTimes = 3
+)
+
+func everything(p *transport.Pieces) []bool {
+	all := make([]bool, len(p.Info().Hashes))
+	for n := range all {
+		all[n] = true
+	}
+	return all
+}
+
+// receive takes datagrams in until the socket is closed.
+func (r *reception) receive(ctx context.Context) error {
+	for {
+		err := r.conn.read(func(batch [][]byte) {
+			now := time.Now()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			for _, b := range batch {
+				r.one(b, now)
+			}
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+	}
+}
+
+// one takes a datagram. Called by who holds mu.
+func (r *reception) one(datagram []byte, now time.Time) {
+	h, shard, err := parse(datagram)
+	if err != nil || h.layer != r.layer {
+		return
+	}
+	if c := r.col; c == nil || c.shard != len(shard) {
+		if c != nil && c.flows(now) {
+			return // a second sender, with packets of another size
+		}
+		l, err := newLayout(r.pieces.Info(), len(shard))
+		if err != nil {
+			return
+		}
+		r.col = newCollector(l, r.memory, r.Alone)
+		r.col.wanted(r.pieces, r.pieces.Wanted())
+	}
+	b, helps, news := r.col.add(h, shard, now)
+	if helps && r.col.spoilt < 2 {
+		// Only what turns out to be right is a sign of life, when much was not.
+		r.pieces.Received(len(shard))
+	}
+	if news {
+		r.due = append(r.due, b)
+		select {
+		case r.poke <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// put gives complete pieces away, restores blocks, and takes in what others bring.
+func (r *reception) put(ctx context.Context) error {
+	seen, narrow, held := 0, false, true
+	for {
+		fresh, more := r.pieces.Since(seen)
+		seen += len(fresh)
+		r.found(fresh)
+		if n, h := r.pieces.Wanted() != nil, r.pieces.Held(); n != narrow || h != held {
+			narrow, held = n, h
+			r.review()
+		}
+		for {
+			r.mu.Lock()
+			var b *block
+			if len(r.due) > 0 {
+				b, r.due = r.due[0], r.due[1:]
+			}
+			r.mu.Unlock()
+			if b == nil {
+				break
+			}
+			if err := r.finish(b); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-more:
+		case <-r.poke:
+		}
+	}
+}
+
+// review looks at all blocks again: what is wanted has changed.
+func (r *reception) review() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.col == nil {
+		return
+	}
+	r.col.wanted(r.pieces, r.pieces.Wanted())
+	for _, b := range r.col.open {
+		r.due = append(r.due, b)
+	}
+}
+
+// found takes in pieces that are complete, whoever brought them: their rows
+// help to restore the others.
+func (r *reception) found(pieces []int) {
+	r.mu.Lock()
+	c := r.col
+	r.mu.Unlock()
+	if c == nil {
+		return
+	}
+	wanted := r.pieces.Wanted()
+	for _, n := range pieces {
+		at := c.of(n)
+		r.mu.Lock()
+		b := c.open[at]
+		r.mu.Unlock()
+		if b != nil {
+			r.feed(c, b, n)
+		}
+		first, end := c.pieces(at)
+		lacking := false
+		for i := first; i < end && !lacking; i++ {
+			lacking = !r.pieces.Has(i) && (wanted == nil || wanted[i])
+		}
+		r.mu.Lock()
+		if !lacking {
+			c.closeBlock(at)
+		} else if b != nil && c.ready(b) {
+			r.due = append(r.due, b)
+		}
+		r.mu.Unlock()
+	}
+}
+
+// feed gives a block a piece that is there.
+func (r *reception) feed(c *collector, b *block, n int) {
+	first, _ := c.pieces(b.n)
+	if b.told[n-first] {
+		return
+	}
+	content := make([]byte, r.pieces.Info().PieceSize(n))
+	if _, err := r.pieces.ReadAt(content, int64(n)*r.pieces.Info().PieceLength); err != nil {
+		content = nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c.known(b, n-first, content)
+}
+
+// finish puts what a block has, and restores it when that is possible.
+func (r *reception) finish(b *block) error {
+	r.mu.Lock()
+	c := r.col
+	open := c.open[b.n] == b
+	r.mu.Unlock()
+	if !open {
+		return nil // dropped meanwhile, or closed
+	}
+	first, end := c.pieces(b.n)
+	for n := first; n < end && !b.fed; n++ {
+		if r.pieces.Has(n) {
+			r.feed(c, b, n)
+		}
+	}
+	b.fed = true
+	r.mu.Lock()
+	if c.open[b.n] != b {
+		r.mu.Unlock()
+		return nil
+	}
+	whole := c.missing(b) == 0
+	var table [][]byte
+	if b.busy = whole; whole {
+		table = c.table(b)
+	}
+	var ready []int
+	claimable := r.pieces.Claimable()
+	for i, lacks := range b.lacks {
+		if (lacks == 0 || whole) && !b.told[i] && (claimable == nil || claimable[first+i]) {
+			ready = append(ready, i)
+		}
+	}
+	r.mu.Unlock()
+
+	// Rows that are here are not written any more, nor are those of a busy block.
+	if whole && len(ready) > 0 {
+		if err := c.restore(b.n, table); err != nil {
+			return fmt.Errorf("block %d: %w", b.n, err)
+		}
+	}
+	var put []int
+	bad := false
+	for _, i := range ready {
+		err := r.pieces.Put(first+i, c.piece(b, i), transport.FromMulticast)
+		switch {
+		case errors.Is(err, transport.ErrBadPiece):
+			bad = true
+		case err != nil:
+			return err
+		default:
+			put = append(put, i)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b.busy = false
+	if len(put) > 0 {
+		c.put = time.Now()
+		c.spoilt = 0
+	}
+	if c.open[b.n] != b {
+		return nil // dropped meanwhile
+	}
+	for _, i := range put {
+		c.known(b, i, c.piece(b, i))
+	}
+	switch {
+	case bad:
+		c.spoil(b)
+	case whole && len(ready) > 0:
+		c.restored(b)
+	}
+	return nil
+}
+
+// look says again and again which pieces are not to be asked for elsewhere.
+func (r *reception) look(ctx context.Context) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			r.mu.Lock()
+			var soon []bool
+			switch {
+			case r.col != nil:
+				soon = r.col.expected(now)
+			case !r.Alone && now.Before(r.hope):
+				soon = everything(r.pieces)
+			}
+			r.mu.Unlock()
+			r.pieces.Expect(soon)
+		}
+	}
+}
+
+// How often a node says what it wants, besides at once when a pass has ended.
+var sayAfter = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second}
+
+// say tells the server what is wanted. It is no error when that cannot be done, but
+// when it is better not to listen.
+func (r *reception) say(ctx context.Context) error {
+	tick := time.NewTicker(breakAfter / 3)
+	defer tick.Stop()
+	for next, times, quiet := time.Now(), 0, false; ; {
+		now := time.Now()
+		over := r.over(now)
+		if !now.Before(next) || over && !quiet {
+			if r.tell(ctx, r.want(now)) && times < hopeTimes {
+				r.mu.Lock()
+				r.hope = time.Now().Add(hopeSaid)
+				r.mu.Unlock()
+			}
+			next = time.Now().Add(sayAfter[min(times, len(sayAfter)-1)])
+			times++
+		}
+		quiet = over
+		err := r.lossy()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			if times > 0 {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				defer cancel()
+				r.tell(ctx, wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Done: true})
+			}
+			return err
+		}
+	}
+}
+
+// lossy is an error when others had better bring the pieces.
+func (r *reception) lossy() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.Alone || r.col == nil || r.col.heavy < 2 {
+		return nil
+	}
+	return fmt.Errorf("%w: %.0f %% of what was sent", errLossy, 100*r.col.share)
+}
+
+// over says whether a pass has ended: the sender waits to hear what is lacked.
+func (r *reception) over(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.col != nil && now.Sub(r.col.heard) > breakAfter
+}
+
+func (r *reception) want(now time.Time) wire.Want {
+	w := wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Helped: !r.Alone}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.col != nil {
+		w.Lost, w.Lacks = r.col.lost(), r.col.wants(now)
+		if len(w.Lacks) > maxSaid {
+			w.Lacks = nil
+		}
+	}
+	return w
+}
+
+// maxSaid is how many blocks are spoken of. Larger layers are sent as a whole.
+const maxSaid = 64 << 10
+
+// tell says whether the layer is sent, or is about to be.
+func (r *reception) tell(ctx context.Context, w wire.Want) bool {
+	if r.Wants == "" {
+		return false
+	}
+	body, err := json.Marshal(w)
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Wants, bytes.NewReader(body))
+	if err != nil {
+		return false
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := r.Client.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusAccepted
+}

@@ -1,0 +1,314 @@
+package multicast
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os/exec"
+	"sync"
+	"testing"
+	"time"
+
+	"rookery/netnstest"
+	"rookery/transport"
+	"rookery/transport/transporttest"
+	"rookery/wire"
+)
+
+// card is an interface that has groups: what is sent there is heard there, too.
+const card = "wire"
+
+func loop(t *testing.T) {
+	t.Helper()
+	for _, args := range [][]string{
+		{"link", "set", "lo", "up"},
+		{"link", "add", card, "type", "veth", "peer", "end"},
+		{"link", "set", "end", "up"},
+		{"address", "add", "10.9.0.1/24", "dev", card},
+		{"address", "add", "fd00::1/64", "dev", card, "nodad"},
+		{"link", "set", card, "up"},
+	} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+}
+
+var families = map[string]wire.Multicast{
+	"IPv4": {Group: "239.192.0.0/16", Port: 6882, Server: "10.9.0.1"},
+	"IPv6": {Group: "ff15::1:0/112", Port: 6882, Server: "fd00::1"},
+}
+
+// send has a sender of content run until the test ends, and stop ends it earlier.
+func send(t *testing.T, m wire.Multicast, info transport.Info, content []byte, d *Demand, change func(*Sender)) (stop func()) {
+	t.Helper()
+	group, err := GroupOf(m.Group, info.InfoHash, m.Rate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Sender{
+		Info: info, Layer: bytes.NewReader(content), Demand: d, Rate: 50 << 20,
+		Out: Outlet{From: netip.MustParseAddr(m.Server), Via: card, TTL: 1},
+		To:  netip.AddrPortFrom(group, m.Port),
+	}
+	if change != nil {
+		change(s)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	stop = func() { cancel(); running.Wait() }
+	t.Cleanup(stop)
+	return stop
+}
+
+func TestSource(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	for name, m := range families {
+		t.Run(name, func(t *testing.T) {
+			transporttest.Run(t, func(t *testing.T, info transport.Info, content []byte) transport.Source {
+				send(t, m, info, content, &Demand{}, func(s *Sender) { s.Always = true })
+				return &Source{Config: m, Alone: true, Via: card}
+			})
+		})
+	}
+}
+
+// A relay passes datagrams on to a group of its own and drops some, by chance.
+func relay(t *testing.T, m wire.Multicast, info transport.Info, drop float64) (to wire.Multicast) {
+	t.Helper()
+	from, err := GroupOf(m.Group, info.InfoHash, m.Rate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to = m
+	to.Port++
+	in, err := listen(netip.AddrPortFrom(from, m.Port), netip.MustParseAddr(m.Server), card)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := Outlet{From: netip.MustParseAddr(m.Server), Via: card, TTL: 1}.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chance := rand.New(rand.NewPCG(1, 2))
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			err := in.read(func(batch [][]byte) {
+				for _, b := range batch {
+					if chance.Float64() >= drop {
+						out.write(b, len(b), netip.AddrPortFrom(from, to.Port))
+					}
+				}
+			})
+			if err != nil {
+				return // closed
+			}
+		}
+	})
+	t.Cleanup(func() { in.Close(); running.Wait(); out.Close() })
+	return to
+}
+
+// hears is a server that takes what nodes want.
+func hears(t *testing.T, d *Demand) string {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var b bytes.Buffer
+		b.ReadFrom(r.Body)
+		want, err := wire.DecodeWant(b.Bytes())
+		if err != nil {
+			t.Error(err)
+		}
+		d.Hear(want, time.Now())
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+func fetch(t *testing.T, s *Source, info transport.Info, content []byte) *transport.Pieces {
+	t.Helper()
+	store := transporttest.NewMemory(nil)
+	p := transport.NewPieces(info, store)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := s.Fetch(ctx, p); err != nil {
+		t.Fatalf("%v; %d of %d pieces missing", err, p.Missing(), len(info.Hashes))
+	}
+	if !bytes.Equal(store.Bytes(), content) {
+		t.Fatal("other bytes arrived than were sent")
+	}
+	return p
+}
+
+// What is lost comes with rows that were not sent before, and hardly more than that is
+// sent. Where nobody hears the node it comes with the next pass, whatever memory there is.
+func TestLosses(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	const size = 8 << 20
+	content, info := transporttest.Layer(t, 1, size)
+	for _, percent := range []int{0, 1, 5, 30} {
+		loss := float64(percent) / 100
+		t.Run(fmt.Sprint(percent), func(t *testing.T) {
+			m, d := families["IPv4"], &Demand{}
+			to := relay(t, m, info, loss)
+			var sent counter
+			source := &Source{Config: to, Via: card, Alone: true, Wants: hears(t, d), Client: http.DefaultClient}
+			sent.of = bytes.NewReader(content)
+			stop := send(t, m, info, content, d, func(s *Sender) { s.Layer, s.Rate = &sent, 20<<20 })
+			fetch(t, source, info, content)
+			stop()
+			t.Logf("%.2f copies of the blocks were begun", float64(sent.read)/size)
+		})
+		t.Run(fmt.Sprint(percent, " unheard, little memory"), func(t *testing.T) {
+			m := families["IPv4"]
+			to := relay(t, m, info, loss)
+			send(t, m, info, content, &Demand{}, func(s *Sender) { s.Always, s.Rate = true, 40<<20 })
+			fetch(t, &Source{Config: to, Via: card, Alone: true, Memory: 2 << 20}, info, content)
+		})
+	}
+}
+
+// A counter counts what is read.
+type counter struct {
+	of   *bytes.Reader
+	read int64
+}
+
+func (c *counter) ReadAt(b []byte, off int64) (int, error) {
+	c.read += int64(len(b))
+	return c.of.ReadAt(b, off)
+}
+
+// Who comes in the middle has the rest of the pass, and then the beginning.
+func TestLateJoiner(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	const size = 16 << 20
+	content, info := transporttest.Layer(t, 1, size)
+	m, d := families["IPv6"], &Demand{}
+	wants := hears(t, d)
+	send(t, m, info, content, d, func(s *Sender) { s.Rate = 10 << 20 })
+	first := transport.NewPieces(info, transporttest.NewMemory(nil))
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() {
+		s := &Source{Config: m, Via: card, Alone: true, Wants: wants, Client: http.DefaultClient}
+		if err := s.Fetch(t.Context(), first); err != nil {
+			t.Error(err)
+		}
+	})
+	transporttest.Until(t, func() bool { return first.Missing() < len(info.Hashes)/2 })
+	fetch(t, &Source{Config: m, Via: card, Alone: true, Wants: wants, Client: http.DefaultClient}, info, content)
+}
+
+// Two who send the same, one of them with smaller packets later on, are one.
+func TestTwoSenders(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	content, info := transporttest.Layer(t, 1, 4<<20)
+	m := families["IPv4"]
+	for range 2 {
+		send(t, m, info, content, &Demand{}, func(s *Sender) { s.Always, s.Rate = true, 20<<20 })
+	}
+	fetch(t, &Source{Config: m, Via: card, Alone: true}, info, content)
+}
+
+// Datagrams of others are not listened to. Those that bear the server's address
+// cost the block that they are in, for as long as they come.
+func TestForged(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	if out, err := exec.Command("ip", "address", "add", "10.9.0.66/24", "dev", card).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	content, info := transporttest.Layer(t, 1, 4<<20)
+	wrong := make([]byte, len(content))
+	m := families["IPv4"]
+	forge := func(t *testing.T, from string) (stop func()) {
+		return send(t, m, info, wrong, &Demand{}, func(s *Sender) {
+			s.Always, s.Rate = true, 20<<20
+			s.Out.From = netip.MustParseAddr(from)
+		})
+	}
+	t.Run("from elsewhere", func(t *testing.T) {
+		forge(t, "10.9.0.66")
+		send(t, m, info, content, &Demand{}, func(s *Sender) { s.Always, s.Rate = true, 20<<20 })
+		fetch(t, &Source{Config: m, Via: card, Alone: true}, info, content)
+	})
+	t.Run("from the server's address", func(t *testing.T) {
+		stop := forge(t, m.Server)
+		send(t, m, info, content, &Demand{}, func(s *Sender) { s.Always, s.Rate = true, 20<<20 })
+		p := transport.NewPieces(info, transporttest.NewMemory(nil))
+		var all sync.WaitGroup
+		defer all.Wait()
+		all.Go(func() {
+			if err := (&Source{Config: m, Via: card, Alone: true}).Fetch(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
+		time.AfterFunc(500*time.Millisecond, stop)
+	})
+}
+
+// Beside others the sender brings nearly everything, and they fill the holes:
+// what is about to come is not theirs to fetch.
+func TestHoles(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	const size, loss = 8 << 20, 0.05
+	content, info := transporttest.Layer(t, 1, size)
+	m, d := families["IPv4"], &Demand{}
+	to := relay(t, m, info, loss)
+	send(t, m, info, content, d, func(s *Sender) { s.Rate = 4 << 20 })
+	p := transport.NewPieces(info, transporttest.NewMemory(nil))
+	ctx, stop := context.WithCancel(t.Context())
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer stop()
+	source := &Source{Config: to, Via: card, Wants: hears(t, d), Client: http.DefaultClient}
+	p.Expect(everything(p)) // as Fetch does
+	others.Go(func() {
+		for ctx.Err() == nil {
+			n, ok := p.Claim(func(n int) (int64, bool) { return rand.Int64(), true })
+			if ok {
+				at := int64(n) * info.PieceLength
+				if err := p.Put(n, content[at:at+int64(info.PieceSize(n))], transport.FromPeer); err != nil {
+					t.Error(err)
+				}
+			}
+			wait(ctx, nil, 5*time.Millisecond) // quicker than the sender
+		}
+	})
+	if err := source.Fetch(ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	if part := float64(p.Brought(transport.FromPeer)) / size; part > 0.25 {
+		t.Errorf("others brought %.0f %%", 100*part)
+	} else {
+		t.Logf("others brought %.1f %%", 100*part)
+	}
+}
