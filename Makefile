@@ -18,7 +18,7 @@ IMAGE  = out/cache/debian12.tar
 TREES  = out/cache/bench/main.tar
 
 .DELETE_ON_ERROR:
-.PHONY: help deps build kernel image demo test unit vm swarm bench bench-swarm bench-swarm-small sim fuzz lint clean
+.PHONY: help deps build kernel image demo test unit vm swarm bench bench-swarm bench-racks bench-swarm-small sim fuzz lint clean
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ N    ?= 1 2 4 8 16 32 50
 ONLY ?=
 bench-swarm: deps build ## times N="8 50" nodes and other systems (ONLY="rookery aria2", SLOW=1, LOSS=5, ADD=1); into out/bench
 	go run ./bench swarm -n "$(N)" -only "$(ONLY)" $(if $(SLOW),-slow) $(if $(LOSS),-loss $(LOSS)) $(if $(ADD),-add)
+
+bench-racks: deps build ## 4 racks of 8 behind slow uplinks, beside libtorrent (ONLY="rookery libtorrent", ADD=1); into out/bench/racks.json
+	go run ./bench racks -only "$(ONLY)" $(if $(ADD),-add)
 
 # So little that the times say nothing, and every byte is compared all the same.
 bench-swarm-small: deps build ## whether all systems bring everything to 8 nodes, in 3 minutes

@@ -21,6 +21,7 @@ type bout struct {
 	load
 	loss float64 // percent of the packets that come to a node
 	slow bool    // the last node's link has a fifth of the rate
+	in   int     // racks that the nodes are in, as many in each; 0: all on one switch
 	data lab.Dataset
 	tcp  string // congestion control of all; "": this machine's
 	dir  string // for what the nodes write
@@ -28,6 +29,7 @@ type bout struct {
 
 	server *lab.Host
 	nodes  []*lab.Host
+	racks  []*lab.Rack
 }
 
 const (
@@ -50,17 +52,24 @@ func (b *bout) url() string { return "http://" + b.ip() + ":80" }
 
 func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 7, 0, byte(10 + i)}) }
 
-// ideal is the time in which a link carries the file.
+// ideal is the time in which a link carries the file, of racks their uplinks.
 func (b *bout) ideal() time.Duration {
 	if b.system.raw {
 		return 0
 	}
-	return time.Duration(float64(b.data.Size*8) / float64(b.mbit*1e6) * float64(time.Second))
+	mbit := b.mbit
+	if b.in > 0 {
+		mbit /= uplinkPart
+	}
+	return time.Duration(float64(b.data.Size*8) / float64(mbit*1e6) * float64(time.Second))
 }
 
 // limit is how long a bout may take at the most.
 func (b *bout) limit() time.Duration {
 	times := 4.0
+	if b.in > 0 {
+		times = 8 // who does not know of racks is held up by their uplinks
+	}
 	if b.system.unicast {
 		times = float64(b.n) * 2.5 // some of many are starved by the others
 	}
@@ -82,6 +91,8 @@ type result struct {
 	server   time.Duration   // of the server's programs
 	received [][]int64       // by node, at each sample, since the start
 	began    time.Duration   // when bytes had begun to flow
+	into     []int64         // bytes that came into each rack, from the start
+	outOf    []int64         // and went out
 }
 
 // run carries the bout out on a new network.
@@ -185,9 +196,20 @@ func (b *bout) plug(n *lab.Network) error {
 		b.nodes = []*lab.Host{b.server}
 		return nil
 	}
-	b.nodes = nil
+	b.nodes, b.racks = nil, nil
+	for range b.in {
+		r, err := n.Rack(b.mbit/uplinkPart, mtu)
+		if err != nil {
+			return err
+		}
+		b.racks = append(b.racks, r)
+	}
 	for i := range b.n {
-		h, err := n.Host(nodeName(i), "", nodeAddress(i))
+		host := n.Host
+		if b.in > 0 {
+			host = b.racks[b.rack(i)].Host
+		}
+		h, err := host(nodeName(i), "", nodeAddress(i))
 		if err != nil {
 			return err
 		}
@@ -217,6 +239,9 @@ func (b *bout) plug(n *lab.Network) error {
 }
 
 const slowness = 5
+
+// rack is the one that node i is in.
+func (b *bout) rack(i int) int { return i / (b.n / b.in) }
 
 // watch lets the programs go and looks on until every node is done.
 func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() error) (*result, error) {
@@ -265,6 +290,13 @@ func (b *bout) watch(ctx context.Context, all, nodes []*process, let func() erro
 		if r.began == 0 && slices.Max(in) > flowing {
 			r.began = time.Since(t0)
 		}
+	}
+	for _, rack := range b.racks {
+		in, out, err := rack.Traffic()
+		if err != nil {
+			return nil, err
+		}
+		r.into, r.outOf = append(r.into, in), append(r.outOf, out)
 	}
 	for _, p := range all {
 		used := p.cpu() - p.before

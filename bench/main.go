@@ -62,6 +62,12 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return inLab(func(n *lab.Network) error { return runSwarm(ctx, n, c) })
+	case "racks":
+		c, err := parseRacks(args[1:])
+		if err != nil {
+			return err
+		}
+		return inLab(func(n *lab.Network) error { return runRacks(ctx, n, c) })
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	rounds := flags.Int("rounds", 5, "how often each thing is timed")

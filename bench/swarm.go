@@ -180,21 +180,11 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 		return err
 	}
 
-	// The lab's processes have numbers of their own, and this /proc knows them.
-	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return fmt.Errorf("mount /proc: %w", err)
-	}
-	// In memory: what is measured is the network. Gone with the lab.
-	work, err := os.MkdirTemp("", "bench-swarm")
+	work, clean, err := workplace()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
-	if err := unix.Mount("tmpfs", work, "tmpfs", 0, ""); err != nil {
-		return fmt.Errorf("tmpfs: %w", err)
-	}
-	defer unix.Unmount(work, unix.MNT_DETACH)
-
+	defer clean()
 	m := &measurement{swarmConfig: c, ctx: ctx, network: n, work: work, report: report}
 	for _, count := range c.counts {
 		l, err := loadFor(count)
@@ -224,6 +214,26 @@ func runSwarm(ctx context.Context, n *lab.Network, c swarmConfig) error {
 		return fmt.Errorf("no figures of %s", strings.Join(m.failed, "; "))
 	}
 	return nil
+}
+
+// workplace is a directory for the bouts, in memory: what is measured is the
+// network. It is gone with the lab.
+func workplace() (work string, clean func(), err error) {
+	// The lab's processes have numbers of their own, and this /proc knows them.
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return "", nil, fmt.Errorf("mount /proc: %w", err)
+	}
+	if work, err = os.MkdirTemp("", "bench-swarm"); err != nil {
+		return "", nil, err
+	}
+	if err := unix.Mount("tmpfs", work, "tmpfs", 0, ""); err != nil {
+		os.Remove(work)
+		return "", nil, fmt.Errorf("tmpfs: %w", err)
+	}
+	return work, func() {
+		unix.Unmount(work, unix.MNT_DETACH)
+		os.RemoveAll(work)
+	}, nil
 }
 
 // rawMiB takes some seconds, and is sent rawRounds times.
@@ -414,13 +424,16 @@ func (r *swarmReport) drop(transport string, n int) {
 	r.Curves = slices.DeleteFunc(r.Curves, func(c curve) bool { return c.Transport == transport && c.N == n })
 }
 
-func (r *swarmReport) read(file string) error {
+func (r *swarmReport) read(file string) error { return readJSON(file, r) }
+
+// readJSON reads a report that there may not be.
+func readJSON(file string, into any) error {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		err = json.Unmarshal(b, r)
+		err = json.Unmarshal(b, into)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)

@@ -29,13 +29,17 @@ type Host struct {
 
 // Host makes a new host. Without a MAC it gets one of its own.
 func (n *Network) Host(name, mac string, addr netip.Addr) (*Host, error) {
+	return n.host(n.Bridge, name, mac, addr)
+}
+
+func (n *Network) host(bridge, name, mac string, addr netip.Addr) (*Host, error) {
 	h := &Host{Name: name, Address: addr, port: n.port("veth"), todo: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error)
 	go func() {
 		defer close(h.done)
 		// Never unlocked: a thread with other namespaces ends with its goroutine.
 		runtime.LockOSThread()
-		ready <- h.enter(n.Bridge, mac)
+		ready <- h.enter(bridge, mac)
 		for do := range h.todo {
 			do()
 		}
@@ -110,13 +114,8 @@ const card = "eth0"
 // with packets of up to mtu bytes. A queue holds what is sent in 400 ms: with
 // less, fifty senders that begin at once lose packets that a switch would keep.
 func (h *Host) Link(mbit, mtu int) error {
-	shape := func(dev string) error {
-		return errors.Join(
-			ip(fmt.Sprintf("link set %s mtu %d", dev, mtu)),
-			run("tc", fmt.Sprintf("qdisc replace dev %s root tbf rate %dmbit burst 32kb latency 400ms", dev, mbit)))
-	}
-	err := shape(h.port)
-	h.Do(func() { err = errors.Join(err, shape(card)) })
+	err := shape(h.port, mbit, mtu)
+	h.Do(func() { err = errors.Join(err, shape(card, mbit, mtu)) })
 	if err != nil {
 		return fmt.Errorf("%s: link: %w", h.Name, err)
 	}
@@ -132,6 +131,12 @@ func (h *Host) Lose(percent float64) (err error) {
 		return fmt.Errorf("%s: loss: %w", h.Name, err)
 	}
 	return nil
+}
+
+func shape(dev string, mbit, mtu int) error {
+	return errors.Join(
+		ip(fmt.Sprintf("link set %s mtu %d", dev, mtu)),
+		run("tc", fmt.Sprintf("qdisc replace dev %s root tbf rate %dmbit burst 32kb latency 400ms", dev, mbit)))
 }
 
 // Congestion makes the host's connections use a congestion control that the

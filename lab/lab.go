@@ -104,6 +104,7 @@ type Network struct {
 	mu    sync.Mutex
 	ports int
 	hosts []*Host
+	racks []*Rack
 }
 
 func newNetwork() (*Network, error) {
@@ -138,14 +139,17 @@ func (n *Network) ServeFlags() []string {
 	return []string{"--interface", n.Bridge, "--address", Address.Addr().String(), "--pool", "10.7.0.100-10.7.0.200"}
 }
 
-// Close ends what Host started. The rest ends with the process.
+// Close ends what Host and Rack started. The rest ends with the process.
 func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, h := range n.hosts {
 		h.close()
 	}
-	n.hosts = nil
+	for _, r := range n.racks {
+		r.close()
+	}
+	n.hosts, n.racks = nil, nil
 	return nil
 }
 

@@ -158,9 +158,12 @@ func describe(w io.Writer, v fleet.View) {
 	row("address", "%s", v.Address)
 	row("groups", "%s", strings.Join(v.Groups, ", "))
 	row("version", "%s", v.Image.Name)
+	if v.Rack != nil {
+		row("rack", "%s (%s)", v.Rack.Name, v.Rack.From)
+	}
 	row("layout", "%s", v.Layout)
 	for _, s := range v.Settings {
-		if s.Key != "layout" {
+		if s.Key != "layout" && s.Key != "rack" { // shown above
 			row(s.Key, "%s (%s)", inWords(s.Value), s.From)
 		}
 	}
@@ -272,6 +275,7 @@ var nodeFlags = map[string]struct {
 	"layout":         {"layout", "name of a Layout record", false},
 	"address":        {"address", "fixed address with prefix length", false},
 	"console":        {"console", "serial console, such as ttyS0,115200", false},
+	"rack":           {"rack", "rack it stands in, such as r07: pieces pass the uplink of a rack once", false},
 }
 
 func nodeSet(dir func() stateDir) *cobra.Command {
@@ -284,6 +288,7 @@ It counts from the node's next start on. All keys of a record are in what
 'rookery get node NAME -o yaml' shows and 'rookery apply' takes.`,
 		Example: `  rookery node set n1 n2 --group compute,gpu
   rookery node set n7 --transports http --download-limit 1MB
+  rookery node set n8 n9 --rack r07
   rookery node set n7 --transports ""`,
 		Args: cobra.MinimumNArgs(1),
 	}

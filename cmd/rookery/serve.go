@@ -278,9 +278,11 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		log.Warn("no images by rsync", "err", noRsync)
 		trees = func(context.Context, wire.Digest) (wire.Tree, error) { return wire.Tree{}, noRsync }
 	}
+	announces := tracker.New(seeder.Known)
+	announces.Rack = machines.RackAt
 	web := &httpd.Server{
 		Fleet: machines, Blobs: images.Blob, Egress: egress, Trees: trees, Boot: files,
-		Tracker: tracker.New(seeder.Known), Site: where, Log: log,
+		Tracker: announces, Site: where, Log: log,
 	}
 	if settings.Multicast != nil {
 		web.Want = sender.Hear
@@ -305,7 +307,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		{Name: "multicast", Run: sender.Run},
 		{Name: "dhcp", Run: (&dhcpd.Server{
 			Interface: c.iface, Subnets: subnets, Site: where, Hosts: hosts{machines},
-			Leases: leases{context.WithoutCancel(ctx), records}, Log: log,
+			Leases: leases{context.WithoutCancel(ctx), records}, Relayed: machines.Relayed, Log: log,
 		}).Run},
 		{Name: "tftp", Run: (&tftpd.Server{Addr: at(c.tftpPort), Files: files, Log: log}).Run},
 		{Name: "radvd", Run: (&radvd.Server{Interface: c.iface, Log: log}).Run},

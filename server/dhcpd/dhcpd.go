@@ -29,6 +29,10 @@ type Server struct {
 	Hosts   Hosts        // nil: no fixed addresses
 	Leases  Leases
 	Log     *slog.Logger
+
+	// Relayed, when not nil, hears which relay agent an acknowledged machine is
+	// behind: a name of 1 to 64 characters.
+	Relayed func(mac, relay string)
 }
 
 // A Subnet is one network that addresses are given in.
@@ -121,6 +125,9 @@ func (s *Server) act(conn net.PacketConn, o outcome) {
 		}
 	}
 	log.Log(context.Background(), o.level, "dhcp: "+o.did, "addr", o.addr, "boot", o.boot, "why", o.why)
+	if o.relay != "" && s.Relayed != nil {
+		s.Relayed(o.mac, o.relay)
+	}
 	if o.reply == nil {
 		return
 	}

@@ -1,11 +1,13 @@
 package dhcpd
 
 import (
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -78,6 +80,7 @@ type outcome struct {
 	reply *dhcpv4.DHCPv4 // nil: be silent
 	to    *net.UDPAddr
 	lease *Lease // to be kept before the reply is sent
+	relay string // that an acknowledged machine is behind; "": none
 
 	// For the log.
 	level slog.Level
@@ -344,9 +347,9 @@ func (t *table) reply(c client, kind dhcpv4.MessageType, addr netip.Addr) outcom
 	}
 
 	o := outcome{reply: r, level: slog.LevelInfo, mac: c.mac, addr: addr, boot: boot.File, why: boot.Why}
-	o.did = "acknowledged"
+	o.did, o.relay = "acknowledged", relayOf(c.req.RelayAgentInfo(), c.giaddr)
 	if kind == dhcpv4.MessageTypeOffer {
-		o.did, o.level = "offered", slog.LevelDebug
+		o.did, o.relay, o.level = "offered", "", slog.LevelDebug
 	}
 	if boot.Why != "" {
 		o.level = slog.LevelWarn
@@ -415,6 +418,28 @@ func bootRequest(c client) netboot.Request {
 	}
 	return r
 }
+
+// relayOf names what stands between a machine and us: the switch that added option 82,
+// by its remote ID (RFC 3046, 3.2), or the relay agent, by its address on the
+// machine's link. The circuit ID is of no use here: with most switches it is the port.
+func relayOf(info *dhcpv4.RelayOptions, giaddr netip.Addr) string {
+	if info != nil {
+		id := info.Get(dhcpv4.AgentRemoteIDSubOption)
+		name := string(id)
+		if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			name = hex.EncodeToString(id)
+		}
+		if name != "" && len(name) <= maxRelay {
+			return name
+		}
+	}
+	if giaddr.IsValid() {
+		return giaddr.String()
+	}
+	return ""
+}
+
+const maxRelay = 64 // characters of its name
 
 // optionAddr is the address in an option, or the zero Addr.
 func optionAddr(o dhcpv4.Options, code dhcpv4.OptionCode) netip.Addr {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -457,4 +458,33 @@ func FuzzAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What stands between a machine and the server is told when it gets an address.
+func TestRelay(t *testing.T) {
+	remote := func(id ...byte) dhcpv4.Modifier {
+		return option(dhcpv4.OptionRelayAgentInformation, slices.Concat([]byte{1, 2, 'p', '7', 2, byte(len(id))}, id)...)
+	}
+	for _, tt := range []struct {
+		name string
+		mods []dhcpv4.Modifier
+		want string
+	}{
+		{"none", []dhcpv4.Modifier{wants("10.0.0.100"), of("10.0.0.1")}, ""},
+		{"a relay agent", []dhcpv4.Modifier{wants("10.1.0.100"), of("10.0.0.1"), relay("10.1.0.1")}, "10.1.0.1"},
+		{"a relay agent that names the switch", []dhcpv4.Modifier{wants("10.1.0.100"), of("10.0.0.1"), relay("10.1.0.1"), remote([]byte("tor-7")...)}, "tor-7"},
+		{"a switch that only adds its MAC address", []dhcpv4.Modifier{wants("10.0.0.100"), of("10.0.0.1"), remote(0, 6, 2, 0, 0, 0, 0, 7)}, "0006020000000007"},
+		{"a name that is too long", []dhcpv4.Modifier{wants("10.1.0.100"), of("10.0.0.1"), relay("10.1.0.1"), remote(bytes.Repeat([]byte{'x'}, 65)...)}, "10.1.0.1"},
+		{"an empty name", []dhcpv4.Modifier{wants("10.0.0.100"), of("10.0.0.1"), remote()}, ""},
+	} {
+		table := testTable(t)
+		table.answer(ask(t, dhcpv4.MessageTypeDiscover, machine, tt.mods...), noon)
+		o := table.answer(ask(t, dhcpv4.MessageTypeRequest, machine, tt.mods...), noon)
+		if o.did != "acknowledged" || o.relay != tt.want {
+			t.Errorf("%s: %s, relay %q, want %q", tt.name, o.did, o.relay, tt.want)
+		}
+		if o = table.answer(ask(t, dhcpv4.MessageTypeDiscover, machine, tt.mods...), noon); o.relay != "" {
+			t.Errorf("%s: the offer has relay %q", tt.name, o.relay)
+		}
+	}
 }

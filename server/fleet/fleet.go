@@ -87,6 +87,7 @@ type Fleet struct {
 	mu        sync.RWMutex
 	records   records
 	ids       index
+	seen      seen
 	machines  map[string]machine // by node
 	revisions map[[2]string]uint64
 	newcomers newcomers
@@ -157,6 +158,9 @@ func (f *Fleet) load(r store.Record) error {
 	var m savedMachine
 	err := json.Unmarshal(r.Value, &m)
 	f.machines[r.Name] = machine{status: m.Status, history: m.History}
+	if i := m.Status.Inventory; i != nil {
+		f.seen.hello(r.Name, *i)
+	}
 	for _, e := range m.History {
 		f.lastN = max(f.lastN, e.N)
 	}
@@ -392,11 +396,14 @@ func (f *Fleet) Hello(ctx context.Context, h wire.Hello) (wire.Welcome, error) {
 	m := f.machines[name]
 	was := m.status
 	m.status = was.hello(h, now)
+	if relay := f.seen.hello(name, h.Inventory); relay != "" {
+		m.status.Relay = relay
+	}
 	if was.Boot != h.Boot {
 		m.live = nil
 		f.Log.Info("hello", "node", name, "boot", h.Boot, "next", string(m.status.Next))
 	}
-	if was.Boot != h.Boot || !sameInventory(was.Inventory, m.status.Inventory) {
+	if was.Boot != h.Boot || was.Relay != m.status.Relay || !sameInventory(was.Inventory, m.status.Inventory) {
 		err = f.save(ctx, m.change(name))
 	} else {
 		f.show(name, m)

@@ -61,6 +61,7 @@ type Settings struct {
 	AuthorizedKeys []string    `json:"authorizedKeys,omitempty" yaml:"authorizedKeys,omitempty"` // root's
 	KernelArgs     string      `json:"kernelArgs,omitempty" yaml:"kernelArgs,omitempty"`
 	Console        string      `json:"console,omitempty" yaml:"console,omitempty"` // serial, "ttyS0,115200"
+	Rack           string      `json:"rack,omitempty" yaml:"rack,omitempty"`       // "r07"
 	Transports     []string    `json:"transports,omitempty" yaml:"transports,omitempty"`
 	Mirrors        []string    `json:"mirrors,omitempty" yaml:"mirrors,omitempty"`         // "http://192.0.2.2:5000/v2/NAME/blobs/"
 	UploadLimit    string      `json:"uploadLimit,omitempty" yaml:"uploadLimit,omitempty"` // "10MB" a second, "none"
@@ -91,6 +92,7 @@ func (s Settings) over(d Settings) Settings {
 	list(&s.AuthorizedKeys, d.AuthorizedKeys)
 	word(&s.KernelArgs, d.KernelArgs)
 	word(&s.Console, d.Console)
+	word(&s.Rack, d.Rack)
 	list(&s.Transports, d.Transports)
 	list(&s.Mirrors, d.Mirrors)
 	word(&s.UploadLimit, d.UploadLimit)
@@ -347,6 +349,9 @@ func (s Settings) check() error {
 		if _, err := netip.ParseAddr(s.Gateway); err != nil {
 			return bad("gateway", "%.80q is not an IP address", s.Gateway)
 		}
+	}
+	if err := checkRack(s.Rack); err != nil {
+		return err
 	}
 	for _, limit := range []struct{ key, rate string }{{"uploadLimit", s.UploadLimit}, {"downloadLimit", s.DownloadLimit}, {"multicastRate", s.MulticastRate}} {
 		if _, err := wire.ParseRate(limit.rate); err != nil {

@@ -30,6 +30,7 @@ type Status struct {
 	Error  *Failure       `json:"error,omitempty"` // the latest, until an installation succeeds
 
 	Inventory *wire.Inventory `json:"inventory,omitempty"`
+	Relay     string          `json:"relay,omitempty"` // through which it reached the DHCP server: see Rack
 	Boots     []Boot          `json:"boots,omitempty"` // the latest, oldest first
 	Seen      time.Time       `json:"seen,omitzero"`   // last heard of
 	Installed time.Time       `json:"installed,omitzero"`
@@ -75,7 +76,7 @@ func (s Status) request(do wire.Do, id string) Status {
 	return Status{
 		Next: do, ID: id,
 		Boot: s.Boot, Seq: s.Seq, // a running agent goes on counting
-		Inventory: s.Inventory, Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
+		Inventory: s.Inventory, Relay: s.Relay, Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
 	}
 }
 

@@ -24,6 +24,7 @@ type View struct {
 	Wants   string     `json:"wants,omitempty"`  // the image that its records name
 	Layout  string     `json:"layout,omitempty"` // where it comes from; of Node alone
 	Address string     `json:"address,omitempty"`
+	Rack    *Rack      `json:"rack,omitempty"` // of Node alone
 
 	Groups   []string  `json:"groups,omitempty"`   // that it is in, the one that counts most first
 	Settings []Setting `json:"settings,omitempty"` // its own and those of others for it; of Node alone
@@ -102,6 +103,7 @@ func (f *Fleet) Node(ctx context.Context, name string) (View, error) {
 	}
 	v := records.view(n, status)
 	v.Settings = records.settingsFrom(n)
+	v.Rack = records.rack(n, status)
 	if _, v.Layout, err = f.layout(ctx, n, status, records); err != nil {
 		v.Layout = err.Error()
 	}

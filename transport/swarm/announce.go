@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent/bencode"
+
+	"rookery/transport/swarm/rules"
 )
 
 const (
@@ -58,7 +60,8 @@ func (t *Torrent) announceLoop(ctx context.Context, tracker int, to string) {
 			event, fails = "", 0
 			t.learn(r.peers)
 			t.mu.Lock()
-			t.heard[tracker] = heard{r.incomplete, time.Now().Add(2*r.interval + 10*time.Second)}
+			t.heard[tracker] = heard{r.incomplete, time.Now().Add(2*r.interval + 10*time.Second), r.rack}
+			t.stands(rackOf(t.heard))
 			t.mu.Unlock()
 			if t.seeder {
 				r.wait = 0 // nodes come to it
@@ -126,6 +129,7 @@ type reply struct {
 	wait       time.Duration // for which it would hold the next answer; 0: it would not
 	incomplete int
 	peers      []netip.AddrPort
+	rack       string // where we stand
 }
 
 // pause is how long to wait after an answer, of which the one before was last,
@@ -197,6 +201,7 @@ func parseReply(body []byte) (reply, error) {
 		Incomplete int64  `bencode:"incomplete"`
 		Peers      string `bencode:"peers"`
 		Peers6     string `bencode:"peers6"`
+		Rack       string `bencode:"rack"`
 		Wait       int64  `bencode:"wait"`
 	}
 	if err := bencode.Unmarshal(body, &in); err != nil {
@@ -209,6 +214,10 @@ func parseReply(body []byte) (reply, error) {
 		interval:   max(time.Second, seconds(in.Interval)),
 		wait:       seconds(in.Wait),
 		incomplete: int(min(max(0, in.Incomplete), math.MaxInt32)),
+		rack:       in.Rack,
+	}
+	if len(r.rack) > rules.MaxRack {
+		r.rack = ""
 	}
 	r.peers = append(addrs(in.Peers, 4), addrs(in.Peers6, 16)...)
 	r.peers = r.peers[:min(maxTold, len(r.peers))]

@@ -140,7 +140,8 @@ type conn struct {
 	hasN         int  // set in has
 	uploads      bool // only: it has what it wants (BEP 21)
 	interested   bool
-	held         bool // we do not read: a piece is being stored, or a limit waited for
+	rack         string // where it stands, as it says
+	held         bool   // we do not read: a piece is being stored, or a limit waited for
 	open         []*download
 	late         int  // blocks no longer wanted that may still come
 	expects      bool // a server: it is to be told of what it has offered
@@ -173,7 +174,7 @@ func newConn(t *Torrent, nc net.Conn, theirs greeting, addr netip.AddrPort) *con
 		block:  stockBlock,
 		addr:   addr,
 		has:    rules.NewSet(len(t.info.Hashes)),
-		Feed:   rules.Feed{Choked: true},
+		Feed:   rules.Feed{Choked: true, Gained: time.Now()},
 		Client: rules.Client{Host: remote(nc).Addr()},
 		denied: -1,
 		woken:  make(chan struct{}, 1),
@@ -187,6 +188,7 @@ func newConn(t *Torrent, nc net.Conn, theirs greeting, addr netip.AddrPort) *con
 	}
 	if t.seeder {
 		c.Client = rules.NewClient(len(t.info.Hashes), c.Host, time.Now())
+		c.ID = c.id
 	}
 	c.tune()
 	return c
@@ -282,6 +284,9 @@ func (c *conn) extend() {
 	}
 	if uses := c.t.pieces.Claimable(); uses != nil && c.origin == transport.FromServer {
 		hello[usesKey] = string(packBits(uses))
+	}
+	if c.t.rack != "" {
+		hello[rackKey] = c.t.rack
 	}
 	b, _ := bencode.Marshal(hello) // of plain values: it never fails
 	c.send(pp.Message{Type: pp.Extended, ExtendedID: pp.HandshakeExtendedID, ExtendedPayload: b})
@@ -425,6 +430,7 @@ func (c *conn) extended(payload []byte) error {
 		Port    int    `bencode:"p,ignore_unmarshal_type_error"`
 		Uploads int    `bencode:"upload_only,ignore_unmarshal_type_error"`
 		Uses    string `bencode:"rookery_uses,ignore_unmarshal_type_error"`
+		Rack    string `bencode:"rookery_rack,ignore_unmarshal_type_error"`
 	}
 	if err := bencode.Unmarshal(payload, &hello); err != nil {
 		return err
@@ -433,9 +439,10 @@ func (c *conn) extended(payload []byte) error {
 	if from := remote(c.nc); hello.Port > 0 && hello.Port < 1<<16 && from.IsValid() {
 		c.addr = netip.AddrPortFrom(from.Addr(), uint16(hello.Port))
 	}
-	if c.t.seeder {
+	if c.moves(hello.Rack); c.t.seeder {
 		return c.uses(hello.Uses)
 	}
+	c.t.crowd(c)
 	return nil
 }
 
@@ -483,7 +490,8 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 		if d.missing--; d.missing == 0 {
 			c.strike(d)
 			c.held = true
-			t.usual = rules.Usually(t.usual, now.Sub(d.since))
+			usual := &t.usual[btoi(c.Far)]
+			*usual = rules.Usually(*usual, now.Sub(d.since))
 		}
 		t.fill(now)
 	}

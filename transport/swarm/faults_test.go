@@ -83,7 +83,7 @@ func TestALowLimit(t *testing.T) {
 // stranger is a connection of a client that says some messages and reads nothing.
 func (s *site) stranger(t *testing.T, to member, id string, say ...pp.Message) net.Conn {
 	t.Helper()
-	h := s.lan.host(s.ctx, 1000+len(s.lan.hosts), s.rate)
+	h := s.lan.host(s.ctx, 1000+len(s.lan.hosts), s.rate, nil)
 	nc, err := h.dial(s.ctx, "tcp", to.host.addr.String())
 	if err != nil {
 		t.Fatal(err)

@@ -75,6 +75,9 @@ func (t *Torrent) fill(now time.Time) {
 	if t.failure != nil || t.gone || t.done {
 		return
 	}
+	if t.open > 0 {
+		t.nearby.Busy(now)
+	}
 	ask := func(c *conn) bool { return t.order(c, now) }
 	if !rules.Fill(maps.Keys(t.conns), rules.Asking(t.down, t.info.PieceLength), now, t.chance.IntN, ask) {
 		t.takeOver(now)
@@ -92,7 +95,7 @@ func (t *Torrent) order(c *conn, now time.Time) bool {
 		return false
 	}
 	n, ok := t.pieces.Claim(func(n int) (int64, bool) {
-		return rules.Rank(t.copies[n], t.rank[n]), c.has.Has(n)
+		return rules.Rank(t.copies[n], t.rank[n]), c.has.Has(n) && (!c.Far || t.nearby.MayBring(n, t.open, t.id, t.mates, now))
 	})
 	if !ok {
 		t.free = append(t.free, buf)
@@ -123,7 +126,7 @@ func (t *Torrent) takeOver(now time.Time) {
 	var slow *download
 	for c := range t.conns {
 		for _, d := range c.open {
-			if (slow == nil || d.since.Before(slow.since)) && d.taken < rules.MaxTaken && !d.reading && rules.TooSlow(d.since, t.usual, now) {
+			if (slow == nil || d.since.Before(slow.since)) && d.taken < rules.MaxTaken && !d.reading && c.Slow(d.since, t.usual[btoi(c.Far)], now) {
 				from, slow = c, d
 			}
 		}
@@ -132,7 +135,7 @@ func (t *Torrent) takeOver(now time.Time) {
 		return
 	}
 	for c := range t.conns {
-		if c != from && len(c.open) == 0 && !c.Choked && c.has.Has(slow.piece) && !now.Before(c.Paused) {
+		if c != from && len(c.open) == 0 && !c.Choked && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) {
 			from.forgo(slow, true)
 			next := newDownload(slow.piece, slow.buf, c.block, now)
 			next.taken = slow.taken + 1

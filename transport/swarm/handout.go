@@ -39,6 +39,7 @@ func (t *Torrent) greetLate(now time.Time) {
 // uses notes what a peer has a use for: a bitfield, or nothing for everything.
 func (c *conn) uses(field string) error {
 	count := len(c.t.copies)
+	defer c.t.handout.Uses(c)
 	c.Met, c.All, c.Use = true, false, nil
 	c.t.handout.Idle = false
 	if field == "" {

@@ -30,9 +30,64 @@ const (
 	roundTrip = 100 * time.Microsecond
 )
 
+// A lanRack is a switch of its own, which one cable connects to that of the lan.
+// What waits for the cable waits in one line in each direction.
+type lanRack struct {
+	name     string
+	out, in  chan lanPacket
+	received atomic.Int64 // bytes, with headers
+}
+
+// rack adds a switch whose cable carries rate bytes a second in each direction.
+func (l *lan) rack(ctx context.Context, name string, rate float64) *lanRack {
+	r := &lanRack{name: name, out: make(chan lanPacket, 1<<18), in: make(chan lanPacket, 1<<18)}
+	l.wg.Go(func() { carry(ctx, rate, r.out, func(p lanPacket) chan lanPacket { return p.to.host.port() }) })
+	l.wg.Go(func() {
+		carry(ctx, rate, r.in, func(p lanPacket) chan lanPacket {
+			r.received.Add(int64(len(p.b) + overhead))
+			return p.to.host.in
+		})
+	})
+	return r
+}
+
+// carry takes packets one after the other over a cable.
+func carry(ctx context.Context, rate float64, from chan lanPacket, to func(lanPacket) chan lanPacket) {
+	wire := link{rate: rate}
+	for {
+		select {
+		case p := <-from:
+			wire.carry(len(p.b))
+			to(p) <- p // has room for all that windows allow
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// port is where the lan's switch puts what is for the host.
+func (h *lanHost) port() chan lanPacket {
+	if h.rack != nil {
+		return h.rack.in
+	}
+	return h.in
+}
+
+// hop is where a packet goes from the host's uplink.
+func (h *lanHost) hop(to *lanHost) chan lanPacket {
+	switch h.rack {
+	case to.rack:
+		return to.in
+	case nil:
+		return to.port()
+	}
+	return h.rack.out
+}
+
 // A lanHost is a machine. It has a peer's listener, and dials.
 type lanHost struct {
 	lan  *lan
+	rack *lanRack // nil: on the lan's own switch
 	addr netip.AddrPort
 	rate float64 // bytes a second, in each direction
 	in   chan lanPacket
@@ -54,9 +109,9 @@ type lanPacket struct {
 }
 
 // host adds a machine that works until ctx ends.
-func (l *lan) host(ctx context.Context, n int, rate float64) *lanHost {
+func (l *lan) host(ctx context.Context, n int, rate float64, rack *lanRack) *lanHost {
 	h := &lanHost{
-		lan: l, addr: lanAddr(n), rate: rate,
+		lan: l, rack: rack, addr: lanAddr(n), rate: rate,
 		in: make(chan lanPacket, 1<<16), new: make(chan net.Conn, 1024), gone: make(chan struct{}), stirred: make(chan struct{}, 1),
 	}
 	l.mu.Lock()
@@ -115,7 +170,7 @@ func (h *lanHost) uplink(ctx context.Context) {
 			return
 		}
 		select {
-		case p.to.host.in <- p:
+		case h.hop(p.to.host) <- p:
 		case <-ctx.Done():
 			return
 		}

@@ -51,6 +51,7 @@ func FuzzConn(f *testing.F) {
 	f.Add(messages(pp.Message{Type: pp.Request, Length: stockBlock}, pp.MakeCancelMessage(0, 0, stockBlock)), true)
 	f.Add(messages(pp.Message{Type: pp.HaveAll}, pp.Message{Type: pp.Unchoke}, pp.Message{Type: pp.Piece, Piece: content[:stockBlock]}), true)
 	f.Add(messages(pp.Message{Type: pp.Extended, ExtendedPayload: []byte("d1:mde1:pi6881ee")}), true)
+	f.Add(messages(pp.Message{Type: pp.Extended, ExtendedPayload: []byte("d12:rookery_rack2:r1e")}), true)
 	f.Add(messages(pp.Message{Type: pp.Reject, Length: stockBlock}), true)
 	f.Fuzz(func(t *testing.T, said []byte, fast bool) {
 		here, there := net.Pipe()
@@ -176,6 +177,7 @@ func TestWhomToConnectTo(t *testing.T) {
 func FuzzReply(f *testing.F) {
 	f.Add([]byte("d8:intervali5e5:peers6:\x7f\x00\x00\x01\x1a\xe1e"))
 	f.Add([]byte("d14:failure reason2:noe"))
+	f.Add([]byte("d4:rack2:r7e"))
 	f.Add([]byte("d5:peersld2:ip9:127.0.0.14:porti1eeee"))
 	f.Add([]byte("d8:intervali-5e6:peers618:aaaaaaaaaaaaaaaabbe"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -183,8 +185,8 @@ func FuzzReply(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(r.peers) > maxTold || r.incomplete < 0 {
-			t.Fatalf("%d peers, %d incomplete", len(r.peers), r.incomplete)
+		if len(r.peers) > maxTold || r.incomplete < 0 || len(r.rack) > rules.MaxRack {
+			t.Fatalf("%d peers, %d incomplete, rack %q", len(r.peers), r.incomplete, r.rack)
 		}
 		for _, p := range r.peers {
 			if !p.IsValid() || p.Port() == 0 {

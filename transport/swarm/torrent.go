@@ -38,11 +38,14 @@ type Torrent struct {
 	chosen  bool      // spare has what is not wanted
 	done    bool      // everything that is wanted is there
 	known   []*candidate
-	free    [][]byte      // buffers of one piece
-	open    int           // pieces being fetched
-	usual   time.Duration // that a piece takes
-	down    int64         // bytes a second, lately
-	up      int64         // bytes a second, lately
+	free    [][]byte         // buffers of one piece
+	open    int              // pieces being fetched
+	usual   [2]time.Duration // that a piece takes, from near and from far
+	rack    string           // where we stand, as a tracker says
+	nearby  rules.Nearby
+	gained  time.Time // our latest piece
+	down    int64     // bytes a second, lately
+	up      int64     // bytes a second, lately
 	chance  *rand.Rand
 	denied  []*conn // who asked when there was no room, the first one first
 	handout rules.Handout[*conn]
@@ -63,6 +66,7 @@ type candidate struct {
 type heard struct {
 	incomplete int
 	until      time.Time // it is news until then: a dead tracker holds nobody back
+	rack       string
 }
 
 func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
@@ -80,6 +84,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		failed:   make(chan struct{}),
 		conns:    map[*conn]bool{},
 		copies:   make([]int32, len(info.Hashes)),
+		nearby:   rules.NewNearby(len(info.Hashes), time.Now()),
 		have:     rules.NewSet(len(info.Hashes)),
 		spare:    rules.NewSet(len(info.Hashes)),
 		rank:     make([]int32, len(info.Hashes)),
@@ -187,21 +192,27 @@ func (t *Torrent) run(ctx context.Context) {
 
 // tellLoop tells every connection of every new piece, a few of them together.
 func (t *Torrent) tellLoop(ctx context.Context) {
-	for {
+	for round := 1; ; round++ {
 		more := t.sync()
+		later := false // there are those who are not told yet
 		t.mu.Lock()
 		for c := range t.conns {
-			if c.origin != transport.FromServer || c.expects {
+			switch {
+			case c.Far && round%rules.FarBatch > 0:
+				later = true
+			case c.origin != transport.FromServer || c.expects:
 				c.expects = false
 				c.wake()
 			}
 		}
 		batch := rules.Batch(t.down, t.info.PieceLength)
 		t.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return
-		case <-more:
+		if !later {
+			select {
+			case <-ctx.Done():
+				return
+			case <-more:
+			}
 		}
 		if t.pieces.Expecting() {
 			batch = castBatch
@@ -219,6 +230,7 @@ func (t *Torrent) sync() <-chan struct{} {
 	t.seen += len(fresh)
 	for _, n := range fresh {
 		t.have.Add(n)
+		t.gained = time.Now()
 		t.spares(n)
 		if t.seeder {
 			continue // see handOut
@@ -315,6 +327,11 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 			}
 			received, sent = done, uploaded
 			t.stalls(now)
+			for c := range t.conns {
+				if c.Watch(t.gained) {
+					t.nearby.Redraw()
+				}
+			}
 			counts := now.Sub(told) >= rules.TellServers
 			if counts {
 				told = now
@@ -448,7 +465,7 @@ func (t *Torrent) attach(c *conn) bool {
 	if c.origin == transport.FromServer { // as it says
 		most += rules.MaxServers
 	}
-	if len(t.conns) >= most && !t.room(c) {
+	if len(t.conns) >= most && !t.room(c) && !(t.mayBeMate(c) && len(t.conns) < most+rules.MaxGuests) {
 		return false
 	}
 	t.conns[c] = true
@@ -489,8 +506,9 @@ func (t *Torrent) detachLocked(c *conn) {
 	delete(t.conns, c)
 	t.denied = slices.DeleteFunc(t.denied, func(other *conn) bool { return other == c })
 	for n := range t.copies {
-		t.copies[n] -= int32(btoi(c.has.Has(n)))
+		t.counts(c, n, -btoi(c.has.Has(n)))
 	}
+	t.nearby.Redraw()
 	t.abandon(c)
 	t.handout.Forget(c)
 	t.fill(time.Now())
@@ -506,10 +524,11 @@ func (t *Torrent) gains(c *conn, n int) {
 	c.has.Add(n)
 	c.Dry = false
 	c.hasN++
-	t.copies[n]++
+	c.Gained = time.Now()
+	t.counts(c, n, 1)
 	c.Useful += btoi(!t.spare.Has(n))
 	if t.seeder {
-		t.handout.Taken(c, n, time.Now())
+		t.handout.Taken(c, n, c.Gained)
 	}
 }
 

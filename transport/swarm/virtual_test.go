@@ -18,14 +18,16 @@ import (
 
 // A site is a server and nodes on a lan, in virtual time.
 type site struct {
-	ctx     context.Context
-	lan     lan
-	ran     sync.WaitGroup
-	rate    float64
-	info    transport.Info
-	content []byte
-	start   time.Time
-	known   []netip.AddrPort // as a tracker tells: who came before
+	ctx      context.Context
+	lan      lan
+	ran      sync.WaitGroup
+	rate     float64
+	info     transport.Info
+	content  []byte
+	start    time.Time
+	known    []netip.AddrPort // who came before
+	standsIn bool             // who joins is told in which it is
+	rack     *lanRack         // of those who join; nil: none
 }
 
 // newSite is one for a layer of so many pieces of 64 KiB, on which the server
@@ -58,19 +60,46 @@ func (s *site) join(pieces *transport.Pieces, o Options, rate float64) member {
 	return s.joinLimited(pieces, o, rate, nil)
 }
 
+// told is what a tracker tells who joins: the server first, then by lot two of its
+// rack for each other one.
+func (s *site) told() (addrs []netip.AddrPort) {
+	others := slices.Clone(s.known[1:])
+	rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+	var near, far []netip.AddrPort
+	for _, addr := range others {
+		if s.rack != nil && s.lan.hosts[addr.Addr()].rack == s.rack {
+			near = append(near, addr)
+		} else {
+			far = append(far, addr)
+		}
+	}
+	addrs = append(addrs, s.known[0])
+	for len(near)+len(far) > 0 {
+		from := &near
+		if len(near) == 0 || len(far) > 0 && len(addrs)%3 == 0 {
+			from = &far
+		}
+		addrs, *from = append(addrs, (*from)[0]), (*from)[1:]
+	}
+	return addrs
+}
+
 // joinLimited is join with a limit on what is received.
 func (s *site) joinLimited(pieces *transport.Pieces, o Options, rate float64, download *transport.Limiter) member {
 	ctx, off := context.WithCancel(s.ctx)
-	h := s.lan.host(s.ctx, len(s.known)+1, rate)
+	h := s.lan.host(s.ctx, len(s.known)+1, rate, s.rack)
 	p := NewPeer(h, slog.New(slog.DiscardHandler))
 	p.dial = h.dial
 	p.Limit(nil, download)
 	s.ran.Go(func() { p.Run(ctx) })
 	torrent := p.Add(pieces, o)
-	if !o.Seeder { // the server first, then the others by lot
-		known := slices.Clone(s.known)
-		rand.Shuffle(len(known)-1, func(i, j int) { known[i+1], known[j+1] = known[j+1], known[i+1] })
-		torrent.learn(known)
+	if !o.Seeder {
+		if s.standsIn && s.rack != nil {
+			torrent.mu.Lock()
+			torrent.stands(s.rack.name)
+			torrent.mu.Unlock()
+		}
+		torrent.learn(s.told())
 	}
 	s.known = append(s.known, h.addr)
 	return member{h, torrent, pieces, off}

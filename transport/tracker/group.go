@@ -202,6 +202,7 @@ func (s *group) answer(p *peer, newcomers []*peer, want int, local netip.Addr) r
 	if p == nil || p.index < 0 {
 		return out
 	}
+	out.Rack = p.rack.Value()
 	p.lingers = s.incomplete() > btoi(!p.complete)
 	for _, q := range s.names(p, newcomers, want, rand.IntN) {
 		ip := q.addr.Addr()

@@ -157,6 +157,7 @@ type response struct {
 	Min        int    `bencode:"min interval"`
 	Peers      []byte `bencode:"peers"`
 	Peers6     []byte `bencode:"peers6,omitempty"`
+	Rack       string `bencode:"rack,omitempty"` // of the asker; no standard has this
 	Wait       int    `bencode:"wait,omitempty"` // seconds for which the next answer would be held
 }
 

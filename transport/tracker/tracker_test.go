@@ -39,6 +39,7 @@ type answer struct {
 	Interval   int    `bencode:"interval"`
 	Peers      string `bencode:"peers"`
 	Peers6     string `bencode:"peers6"`
+	Rack       string `bencode:"rack"`
 	Wait       int    `bencode:"wait"`
 }
 
@@ -138,6 +139,9 @@ func TestRack(t *testing.T) {
 		tr.Rack = tt.rack
 		if got := tr.rack(netip.MustParseAddr(tt.addr)); got != tt.want {
 			t.Errorf("%s is in %s, want %s", tt.addr, got, tt.want)
+		}
+		if a := announce(t, tr, "-RKP1-", tt.addr, 6881, 5, ""); a.Rack != tt.want {
+			t.Errorf("%s is told that it is in %s, want %s", tt.addr, a.Rack, tt.want)
 		}
 	}
 }

@@ -36,6 +36,10 @@ type Feed struct {
 	Paused  time.Time // nothing is asked for until then
 	Invited bool      // it has said that it has room, and not refused since
 	Dry     bool      // there was nothing to ask it for, a moment ago
+	Far     bool      // it stands in another rack
+	Mate    bool      // it stands in the node's own
+	Sleeps  bool      // and gets nothing lately
+	Gained  time.Time // when it last told of a piece, or came
 }
 
 // A Giver is a peer that may give pieces.
@@ -69,16 +73,25 @@ func (f *Feed) Stalls(now time.Time) bool {
 }
 
 // Fill asks peers for as many pieces as keep the link busy, ahead of each node.
-// What a server offers is taken whatever else is asked. ask asks for one more
+// What a server offers is taken whatever else is asked. Of another rack's nodes few
+// are asked, but before others: what they have is on nobody's way here. ask asks for one more
 // piece, counts it in Open, and says whether the peer had one for us; lot is a
 // number below n. Fill is false when more nodes could be asked and none has
 // anything.
 func Fill[P Giver](peers iter.Seq[P], ahead int, now time.Time, lot func(n int) int, ask func(P) bool) bool {
+	mates := 0
+	for p := range peers {
+		mates += btoi(p.Gives().Mate)
+	}
 	feed := func(p P, f *Feed) {
-		for f.Open < ahead && f.Can(now) && ask(p) {
+		most := ahead
+		if f.Far && mates > 0 {
+			most = 1 // the mates ask, too, and it is a long way
+		}
+		for f.Open < most && f.Can(now) && ask(p) {
 		}
 	}
-	feeds := 0
+	feeds, far := 0, 0
 	for p := range peers {
 		switch f := p.Gives(); {
 		case f.Server:
@@ -87,32 +100,35 @@ func Fill[P Giver](peers iter.Seq[P], ahead int, now time.Time, lot func(n int) 
 		case f.Open > 0:
 			feed(p, f)
 			feeds += btoi(now.Sub(f.Heard) < QuietFor)
+			far += btoi(f.Far && f.Open > 0)
 		}
 	}
 	for feeds < MaxFeeds {
-		p, ok := another(peers, now, lot)
+		p, ok := another(peers, far < farFeeds(mates), now, lot)
 		if !ok {
 			return false
 		}
 		feed(p, p.Gives())
 		feeds += btoi(p.Gives().Open > 0)
+		far += btoi(p.Gives().Far && p.Gives().Open > 0)
 	}
 	return true
 }
 
-// another is a node that nothing is asked of, one that has said that it has room
-// if there is one. Which of these is a matter of chance.
-func another[P Giver](peers iter.Seq[P], now time.Time, lot func(n int) int) (best P, ok bool) {
+// another is a node that nothing is asked of, a far one if it may be, and one that
+// has said that it has room if there is one. Which of these is a matter of chance.
+func another[P Giver](peers iter.Seq[P], far bool, now time.Time, lot func(n int) int) (best P, ok bool) {
 	var count int
+	likes := func(f *Feed) int { return 2*btoi(f.Far) + btoi(f.Invited) }
 	for p := range peers {
 		f := p.Gives()
-		if f.Server || f.Open > 0 || !f.Can(now) {
+		if f.Server || f.Open > 0 || f.Far && !far || !f.Can(now) {
 			continue
 		}
 		switch {
-		case !ok || f.Invited && !best.Gives().Invited:
+		case !ok || likes(f) > likes(best.Gives()):
 			best, count, ok = p, 1, true
-		case f.Invited == best.Gives().Invited:
+		case likes(f) == likes(best.Gives()):
 			if count++; lot(count) == 0 {
 				best = p
 			}
@@ -129,6 +145,12 @@ func Rank(copies, own int32) int64 { return int64(copies)<<32 | int64(own) }
 // after some time, may be taken from one peer for another.
 func TooSlow(since time.Time, usually time.Duration, now time.Time) bool {
 	return now.Sub(since) > max(SlowAfter, 3*usually)
+}
+
+// Slow is TooSlow for a piece that was asked of this peer. From another rack it waits
+// in lines on its way, and a second one would only make them longer.
+func (f *Feed) Slow(since time.Time, usually time.Duration, now time.Time) bool {
+	return TooSlow(since, usually, now) && (!f.Far || now.Sub(since) > StallAfter)
 }
 
 // Usually is how long a thing takes, after it took so long once more.

@@ -20,6 +20,7 @@ const (
 	greetFor    = time.Second            // for a peer to say what it has a use for
 	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
 	maxHelped   = 8                      // peers that a server helps
+	maxLines    = 8                      // racks for each of which there are minOffers
 )
 
 // A Handout is what a server offers of one torrent.
@@ -30,6 +31,7 @@ type Handout[P Offered] struct {
 	usually time.Duration // from an offer to the piece being there
 	waiting int           // offers that are not late
 	turn    int
+	racks   map[string]*share[P]
 	Sent    time.Time // when a block left
 	Idle    bool      // nobody is to be offered anything, as far as we know
 }
@@ -45,6 +47,8 @@ type offer[P any] struct {
 // A Client is what a server knows of a peer.
 type Client struct {
 	Host   netip.Addr // the machine
+	ID     [20]byte   // of the peer
+	Rack   string     // see Handout.Stand
 	Use    []bool     // pieces that it has a use for; nil: all
 	Met    bool       // it has said so, or has nothing to say
 	All    bool       // it was told of all that it has a use for
@@ -86,6 +90,9 @@ func (h *Handout[P]) Expire(now time.Time) {
 			o.late = true
 			h.offered[o.piece]--
 			h.waiting--
+			s := h.share(o.to)
+			s.count(o.piece, -1)
+			s.again()
 		}
 	}
 }
@@ -98,7 +105,8 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 		return
 	}
 	most := max(1, int(maxOffering/length))
-	limit := min(Ahead(minOffers, offerAhead, up, length), max(most, minOffers))
+	least := minOffers * min(max(1, len(h.racks)), maxLines) // there is a line before each uplink
+	limit := min(Ahead(least, offerAhead, up, length), max(most, least))
 	if h.waiting >= limit {
 		return
 	}
@@ -119,18 +127,19 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 		}
 		c := p.Offers()
 		n := rarest(copies, h.offered, h.first, func(n int) bool {
-			return (c.Use == nil || c.Use[n]) && !p.Has(n) && !c.told.Has(n)
+			return (c.Use == nil || c.Use[n]) && !p.Has(n) && !c.told.Has(n) && (!h.racked(p) || h.mayBring(p, n))
 		})
 		if n < 0 {
 			c.All = true
 			continue
 		}
-		if copies[n]+h.offered[n] > 0 && !helps(c, many, now) {
+		if copies[n]+h.offered[n] > 0 && !h.racked(p) && !helps(c, many, now) {
 			c.rests = true
 			continue
 		}
 		h.offers = append(h.offers, offer[P]{to: p, piece: n, at: now})
 		h.offered[n]++
+		h.share(p).count(n, 1)
 		c.told.Add(n)
 		c.count++
 		h.turn++
@@ -190,6 +199,7 @@ func (c *Client) GreetLate(now time.Time) {
 func (h *Handout[P]) Taken(p P, n int, now time.Time) {
 	c := p.Offers()
 	c.gained = now
+	h.share(p).count(n, 1)
 	if !c.told.Has(n) {
 		return
 	}
@@ -206,6 +216,7 @@ func (h *Handout[P]) Taken(p P, n int, now time.Time) {
 // Forget ends the offers to a peer that is gone. What only it had is to be
 // given out again.
 func (h *Handout[P]) Forget(p P) {
+	h.leave(p)
 	h.withdraw(func(o offer[P]) bool { return o.to == p })
 }
 
@@ -215,6 +226,7 @@ func (h *Handout[P]) withdraw(which func(offer[P]) bool) {
 			return false
 		}
 		h.offered[o.piece] -= int32(btoi(!o.late))
+		h.share(o.to).count(o.piece, -btoi(!o.late))
 		h.waiting -= btoi(!o.late)
 		h.Idle = false
 		o.to.Offers().count--

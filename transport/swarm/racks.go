@@ -1,0 +1,99 @@
+package swarm
+
+import (
+	"time"
+
+	"rookery/transport"
+	"rookery/transport/swarm/rules"
+)
+
+// rackKey is a key of our own in the handshake of BEP 10: the rack that a node
+// stands in, as its tracker says.
+const rackKey = "rookery_rack"
+
+// rackOf is what the first tracker says that knows it.
+func rackOf(said []heard) string {
+	for _, h := range said {
+		if h.rack != "" {
+			return h.rack
+		}
+	}
+	return ""
+}
+
+// stands notes in what rack this node is, and tells its peers.
+func (t *Torrent) stands(rack string) {
+	if t.seeder || rack == t.rack {
+		return
+	}
+	t.rack = rack
+	for c := range t.conns {
+		c.place()
+		c.extend()
+	}
+	t.fill(time.Now())
+}
+
+// moves notes in what rack a peer says that it is.
+func (c *conn) moves(rack string) {
+	if rack == c.rack || len(rack) > rules.MaxRack {
+		return
+	}
+	c.rack = rack
+	if c.t.seeder {
+		c.t.handout.Stand(c, rack)
+		return
+	}
+	c.place()
+}
+
+// place notes whether a peer is near.
+func (c *conn) place() {
+	t, was := c.t, c.Far
+	c.Stand(c.rack, t.rack)
+	c.Mate = c.Mate && c.ours
+	for n := range t.copies {
+		if was != c.Far && c.has.Has(n) {
+			t.nearby.Count(was, n, -1, time.Now())
+			t.nearby.Count(c.Far, n, 1, time.Now())
+		}
+	}
+	t.nearby.Redraw()
+}
+
+// counts adds d to the number of peers that have a piece.
+func (t *Torrent) counts(c *conn, n, d int) {
+	t.copies[n] += int32(d)
+	t.nearby.Count(c.Far, n, d, time.Now())
+}
+
+// mates are the ids of those with whom this node shares what is to be brought in.
+func (t *Torrent) mates() (ids [][20]byte) {
+	for c := range t.conns {
+		if c.Mate && !c.Sleeps {
+			ids = append(ids, c.id)
+		}
+	}
+	return ids
+}
+
+// mayBeMate says whether a place is to be found for a peer if it stands here.
+func (t *Torrent) mayBeMate(c *conn) bool {
+	return t.rack != "" && c.ours && c.ltep && c.origin != transport.FromServer
+}
+
+// crowd closes a connection where there are more than places: that of a peer which
+// has just said where it stands, or for a mate that of one which is far.
+func (t *Torrent) crowd(c *conn) {
+	if len(t.conns) <= t.max || c.origin == transport.FromServer {
+		return
+	}
+	leaves := c
+	for other := range t.conns {
+		if c.Mate && other.Far && (leaves == c || other.Open < leaves.Open) {
+			leaves = other
+		}
+	}
+	leaves.close()
+	t.detachLocked(leaves)
+}
