@@ -61,7 +61,10 @@ func (f *Feed) Refused(now time.Time) { f.Paused, f.Invited = now.Add(Breather),
 func (f *Feed) Unchoked() { f.Choked, f.Paused, f.Invited = false, time.Time{}, true }
 
 // Silent says whether it was asked for something and brings nothing.
-func (f *Feed) Silent(now time.Time) bool { return f.Open > 0 && now.Sub(f.Heard) > StallAfter }
+// What comes from another rack may wait in a line for as long.
+func (f *Feed) Silent(now time.Time) bool {
+	return f.Open > 0 && now.Sub(f.Heard) > StallAfter*time.Duration(1+btoi(f.Far))
+}
 
 // Stalls notes that pieces were taken back from a silent peer, and says whether it
 // is given up. Each time it takes longer until it is asked again, unless it says

@@ -20,7 +20,8 @@ const (
 	greetFor    = time.Second            // for a peer to say what it has a use for
 	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
 	maxHelped   = 8                      // peers that a server helps
-	maxLines    = 8                      // racks for each of which there are minOffers
+	lineAhead   = 2 * time.Second        // in place of offerAhead where there are racks
+	maxLines    = 8                      // racks for each of which there may be minOffers
 )
 
 // A Handout is what a server offers of one torrent.
@@ -85,6 +86,9 @@ func (h *Handout[P]) Expire(now time.Time) {
 	if now.Sub(h.Sent) > offerIdle { // for those who do not come
 		patience = offerFor
 	}
+	if len(h.racks) > 1 { // there is a line before each uplink
+		patience = max(patience, StallAfter)
+	}
 	for i := range h.offers {
 		if o := &h.offers[i]; !o.late && now.Sub(o.at) > patience {
 			o.late = true
@@ -105,8 +109,11 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 		return
 	}
 	most := max(1, int(maxOffering/length))
-	least := minOffers * min(max(1, len(h.racks)), maxLines) // there is a line before each uplink
-	limit := min(Ahead(least, offerAhead, up, length), max(most, least))
+	ahead, lines := offerAhead, min(len(h.racks), maxLines)
+	if lines > 1 {
+		ahead, most = lineAhead, max(most, lines*minOffers)
+	}
+	limit := min(Ahead(minOffers, ahead, up, length), max(most, minOffers))
 	if h.waiting >= limit {
 		return
 	}

@@ -87,7 +87,7 @@ func (r *room) join(rack string) *racked {
 // offer lets the server offer what it likes, and says how often it has offered each
 // piece in each rack.
 func (r *room) offer() []map[string]int {
-	r.Offer(slices.Values(r.peers), r.copies, 1<<16, 0, r.now, func(*racked, int) {})
+	r.Offer(slices.Values(r.peers), r.copies, 1<<16, 1<<20, r.now, func(*racked, int) {})
 	of := make([]map[string]int, len(r.copies))
 	for n := range of {
 		of[n] = map[string]int{}
@@ -118,8 +118,8 @@ func TestOffersToRacks(t *testing.T) {
 	for _, of := range first {
 		total += of["r1"]
 	}
-	if total != minOffers {
-		t.Errorf("in one rack %d offers, want %d", total, minOffers)
+	if total <= len(first) {
+		t.Errorf("in one rack %d offers of %d pieces", total, len(first))
 	}
 	for range 3 {
 		r.join("r2")
@@ -130,7 +130,7 @@ func TestOffersToRacks(t *testing.T) {
 			t.Errorf("piece %d is offered to %v, want to one of r2 and of r3, and to no more of r1 than %d", n, of, first[n]["r1"])
 		}
 	}
-	r.now = r.now.Add(offerFor + time.Second)
+	r.now = r.now.Add(StallAfter + time.Second)
 	r.Expire(r.now)
 	r.Idle = false
 	for n, of := range r.offer() {
@@ -160,9 +160,9 @@ func TestEveryRackIsHelped(t *testing.T) {
 
 // A peer that has no use for a piece does not bring it in.
 func TestUsesInRacks(t *testing.T) {
-	r := newRoom(8)
+	r := newRoom(4)
 	a, _, _ := r.join("r1"), r.join("r1"), r.join("r2")
-	a.Use = make([]bool, 8)
+	a.Use = make([]bool, 4)
 	r.Uses(a)
 	for n, of := range r.offer() {
 		if of["r1"] != 1 || a.told.Has(n) {
