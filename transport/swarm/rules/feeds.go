@@ -190,10 +190,11 @@ const TellServers = time.Second
 
 // Batch is for how long new pieces of length bytes are collected by who gets
 // down bytes a second. A message to sixteen peers for each piece costs more than
-// the piece; what is told with others costs less.
+// the piece; what is told with others costs less. The first pieces, which nobody
+// has, go from hand to hand at once.
 func Batch(down, length int64) time.Duration {
 	if down <= 0 {
-		return maxBatch
+		return minBatch
 	}
 	return min(max(minBatch, time.Duration(float64(2*length)/float64(down)*float64(time.Second))), maxBatch)
 }

@@ -54,6 +54,9 @@ func TakesOn[P Taker](p P, peers iter.Seq[P], now time.Time) bool {
 		place.leave, place.waits = false, now
 		return false
 	case fed:
+		if Places(peers, now) < 0 && !leaving(peers, now) {
+			makeRoom(peers, now)
+		}
 		return true
 	case Places(peers, now) > 0:
 	case place.waits.IsZero():
@@ -73,6 +76,18 @@ func Places[P Taker](peers iter.Seq[P], now time.Time) int {
 		places -= btoi(p.Fed(now))
 	}
 	return places
+}
+
+// leaving says whether one with a place is about to lose it. Who was stuck and
+// moves again is one too many, and all have less than they could have elsewhere
+// until one has gone.
+func leaving[P Taker](peers iter.Seq[P], now time.Time) bool {
+	for p := range peers {
+		if p.Takes().leave && p.Fed(now) {
+			return true
+		}
+	}
+	return false
 }
 
 // makeRoom lets the peer that has been fed longest look for another place. What
