@@ -83,7 +83,7 @@ func (t *Torrent) expire(now time.Time) {
 // handOut offers pieces as long as the uplink has too little to do. It is called
 // for every message.
 func (t *Torrent) handOut(now time.Time) {
-	if !t.seeder || t.gone || t.idle {
+	if !t.seeder || t.gone || t.idle || t.quiet {
 		return
 	}
 	most := max(1, int(maxOffering/t.info.PieceLength))
@@ -209,4 +209,13 @@ func (t *Torrent) withdraw(which func(offer) bool) {
 		o.to.offers--
 		return true
 	})
+}
+
+// Quiet keeps a seeder from offering anything, while all get it in another way and
+// what some of them lack others have.
+func (t *Torrent) Quiet(quiet bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.quiet = quiet
+	t.handOut(time.Now())
 }

@@ -47,6 +47,7 @@ type Torrent struct {
 	handout
 	heard []heard // from each tracker
 	gone  bool
+	quiet bool // see Quiet
 }
 
 // A candidate is a peer that a tracker told of.
