@@ -108,7 +108,7 @@ func sendingAddress(iface string, ipv4 bool) (netip.Addr, error) {
 func (c multicastConfig) carousel(ctx context.Context, outlet multicast.Outlet, rate int64, images *store.Store, seeder *seed.Seeder, log *slog.Logger) (*carousel.Carousel, error) {
 	s := &carousel.Carousel{
 		Group: c.group, Port: c.port, Out: outlet, Rate: rate, Parity: float64(c.parity) / 100,
-		MinClients: c.minClients, Wait: c.wait, Log: log,
+		MinClients: c.minClients, Wait: c.wait, Quiet: seeder.Quiet, Log: log,
 		Layers: func(d wire.Digest) (carousel.Layer, bool) {
 			info, index, bytes, ok := seeder.Layer(d)
 			return carousel.Layer{Info: info, Bytes: bytes, First: index}, ok

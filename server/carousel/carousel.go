@@ -37,7 +37,8 @@ type Carousel struct {
 	Wait       time.Duration // after the first of fewer: it is sent
 
 	Layers func(wire.Digest) (Layer, bool)
-	Always []wire.Digest // sent whoever wants them
+	Quiet  func(wire.Digest, bool) // told whether a swarm is to repair itself meanwhile
+	Always []wire.Digest           // sent whoever wants them
 	Log    *slog.Logger
 
 	mu   sync.Mutex
@@ -57,7 +58,11 @@ type sending struct {
 	latest  time.Time // somebody came
 	tried   time.Time // it was started last
 	running bool
+	quiet   bool
 }
+
+// quietFrom is how many nodes hardly ever all lack the same.
+const quietFrom = 4
 
 // maxJobs bounds what strangers can start.
 const maxJobs = 64
@@ -183,7 +188,13 @@ func (c *Carousel) Run(ctx context.Context) error {
 			case forget:
 				delete(c.jobs, j)
 			}
+			quiet := s.running && seen.clients >= quietFrom && act != stop
+			turns := quiet != s.quiet
+			s.quiet = quiet
 			c.mu.Unlock()
+			if turns {
+				c.Quiet(j.layer, quiet)
+			}
 			switch act {
 			case start:
 				var one context.Context

@@ -162,6 +162,13 @@ func (s *Seeder) Layer(d wire.Digest) (info transport.Info, index int64, bytes i
 	return p.Info(), o.index, p, true
 }
 
+// Quiet keeps a layer from being offered while nodes get it by multicast.
+func (s *Seeder) Quiet(d wire.Digest, quiet bool) {
+	if o := s.get(d); o != nil {
+		o.torrent.Quiet(quiet)
+	}
+}
+
 func (s *Seeder) get(layer wire.Digest) *offer {
 	s.mu.Lock()
 	defer s.mu.Unlock()

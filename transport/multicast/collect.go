@@ -34,6 +34,7 @@ type collector struct {
 	first, max     uint32 // of its datagrams since lost was asked
 	came           int
 	share          float64   // of datagrams that are lost, lately
+	measured       bool      // share is
 	heavy          int       // times in a row that this was too much
 	spoilt         int       // blocks that had a piece with a wrong hash, since the last right one
 	put            time.Time // the last right one, or the first datagram
@@ -110,18 +111,20 @@ func (c *collector) follow(h header, now time.Time) {
 	c.came++
 }
 
-// lost is the share that was lost since it was asked the last time; of few
-// datagrams nothing is said.
-func (c *collector) lost() float64 {
+// lost is the share that was lost since it was asked the last time. Of few datagrams
+// nothing is said, unless there are no more; until then it is not known.
+func (c *collector) lost(now time.Time) (share float64, known bool) {
 	const enough = 50
-	if sent := int(c.max-c.first) + 1; sent >= enough && c.came > 0 {
+	sent := int(c.max-c.first) + 1
+	if c.came > 0 && (sent >= enough || !c.measured && now.Sub(c.heard) > breakAfter) {
+		c.measured = true
 		c.share = max(0, 1-float64(c.came)/float64(sent))
 		c.first, c.came = c.max+1, 0
 		if c.heavy++; c.share < tooMuch {
 			c.heavy = 0
 		}
 	}
-	return c.share
+	return c.share, c.measured
 }
 
 // begin opens a block, or returns nil when others need the memory more.

@@ -133,6 +133,10 @@ const (
 	marginHelped = 1
 )
 
+// atFirst is what is sent beyond the first block, in which the index is, before
+// anybody can say what is lost.
+const atFirst = 0.1
+
 // parity is what to send beyond what is lacked, as a share of it, so that three
 // of four nodes have enough when they lose as much as they lately did. Who loses
 // more is not waited for.
@@ -143,12 +147,18 @@ func parity(clients []client, least float64, rows int) float64 {
 	var lost []float64
 	helped, margin := 0, marginAlone
 	for _, c := range clients {
+		if c.Lacks == nil {
+			continue // it has not heard enough
+		}
 		lost = append(lost, c.Lost)
 		if c.Helped {
 			helped++
 		}
 	}
-	if 2*helped > len(clients) {
+	if len(lost) == 0 {
+		return max(least, atFirst)
+	}
+	if 2*helped > len(lost) {
 		margin = marginHelped
 	}
 	slices.Sort(lost)

@@ -55,7 +55,7 @@ func TestNeeds(t *testing.T) {
 func TestParity(t *testing.T) {
 	lose := func(lost ...float64) (list []client) {
 		for _, l := range lost {
-			list = append(list, client{Want: wire.Want{Lost: l}})
+			list = append(list, client{Want: wire.Want{Lost: l, Lacks: []byte{1}}})
 		}
 		return list
 	}
@@ -65,6 +65,7 @@ func TestParity(t *testing.T) {
 		min, max float64
 	}{
 		{"nobody", nil, 0.01, 0.01},
+		{"one that cannot say", []client{{}}, 0.1, 0.1},
 		{"no losses", lose(0, 0, 0), 0.01, 0.01},
 		{"5 %", lose(0.05, 0.05, 0.05, 0.05), 0.06, 0.08},
 		{"30 %", lose(0.3, 0.3), 0.45, 0.55},

@@ -452,9 +452,9 @@ func (r *reception) want(now time.Time) wire.Want {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.col != nil {
-		w.Lost, w.Lacks = r.col.lost(), r.col.wants(now)
-		if len(w.Lacks) > maxSaid {
-			w.Lacks = nil
+		var known bool
+		if w.Lost, known = r.col.lost(now); known && len(r.col.state) <= maxSaid {
+			w.Lacks = r.col.wants(now)
 		}
 	}
 	return w

@@ -13,7 +13,7 @@ import (
 // handOut offers pieces as long as the uplink has too little to do: which and to
 // whom is decided in package rules. It is called for every message.
 func (t *Torrent) handOut(now time.Time) {
-	if !t.seeder || t.gone {
+	if !t.seeder || t.gone || t.quiet {
 		return
 	}
 	t.handout.Offer(maps.Keys(t.conns), t.copies, t.info.PieceLength, t.up, now, func(c *conn, n int) {
@@ -53,4 +53,13 @@ func (c *conn) uses(field string) error {
 		c.Use[n] = field[n/8]>>(7-n%8)&1 == 1
 	}
 	return nil
+}
+
+// Quiet keeps a seeder from offering anything, while all get it in another way and
+// what some of them lack others have.
+func (t *Torrent) Quiet(quiet bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.quiet = quiet
+	t.handOut(time.Now())
 }

@@ -51,6 +51,7 @@ type Torrent struct {
 	handout rules.Handout[*conn]
 	heard   []heard // from each tracker
 	gone    bool
+	quiet   bool // see Quiet
 }
 
 // A candidate is a peer that a tracker told of.

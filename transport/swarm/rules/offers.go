@@ -19,7 +19,7 @@ const (
 	offerIdle   = 2 * time.Second        // without a block that leaves: all that are as old are late
 	greetFor    = time.Second            // for a peer to say what it has a use for
 	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
-	maxHelped   = 8                      // peers that a server helps
+	maxHelped   = 16                     // peers that a server helps
 	lineAhead   = 2 * time.Second        // in place of offerAhead where there are racks
 	maxLines    = 8                      // racks for each of which there may be minOffers
 )

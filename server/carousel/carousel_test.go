@@ -1,0 +1,106 @@
+package carousel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rookery/wire"
+)
+
+func TestDecide(t *testing.T) {
+	c := &Carousel{MinClients: 3, Wait: 10 * time.Second}
+	const s = time.Second
+	for _, tt := range []struct {
+		name string
+		state
+		want act
+	}{
+		{"one, just now", state{clients: 1, since: s, quiet: s}, stay},
+		{"one, for as long as it has to wait", state{clients: 1, since: 10 * s, quiet: 9 * s}, start},
+		{"enough, and more are coming", state{clients: 3, since: s, quiet: settle / 2}, stay},
+		{"enough", state{clients: 3, since: s, quiet: settle}, start},
+		{"enough, and it runs", state{clients: 3, since: s, quiet: s, running: true}, stay},
+		{"one is left", state{clients: 1, since: 100 * s, quiet: 90 * s, running: true}, stay},
+		{"none is left", state{since: 100 * s, quiet: 90 * s, running: true}, stop},
+		{"none came back", state{since: 100 * s, quiet: 90 * s}, forget},
+		{"always", state{always: true}, start},
+		{"always, and it runs", state{always: true, running: true}, stay},
+	} {
+		if got := c.decide(tt.state); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestHear(t *testing.T) {
+	layer := wire.DigestOf(nil)
+	c := &Carousel{MinClients: 2, Wait: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Layers: func(d wire.Digest) (Layer, bool) { return Layer{}, d == layer }}
+	for _, tt := range []struct {
+		want wire.Want
+		sent bool
+		err  string
+	}{
+		{want: wire.Want{Client: "a", Layer: layer}},
+		{want: wire.Want{Client: "a", Layer: layer}},
+		{want: wire.Want{Client: "b", Layer: layer}, sent: true},
+		{want: wire.Want{Client: "c", Layer: layer, Rate: 1 << 20}}, // of another group
+		{want: wire.Want{Client: "a", Layer: layer, Done: true}},
+		{want: wire.Want{Client: "d", Layer: wire.DigestOf([]byte("x"))}, err: "no such layer"},
+	} {
+		sent, err := c.Hear(tt.want)
+		if sent != tt.sent || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%+v: %v, %v, want %v, %q", tt.want, sent, err, tt.sent, tt.err)
+		}
+	}
+	for rate := int64(2 << 20); ; rate++ { // strangers start only so many
+		if _, err := c.Hear(wire.Want{Client: "e", Layer: layer, Rate: rate}); err != nil {
+			if len(c.jobs) != maxJobs {
+				t.Errorf("%d jobs: %v", len(c.jobs), err)
+			}
+			break
+		}
+	}
+}
+
+// A sender that cannot send does not end the server, and is tried again. When nobody
+// wants the layer any more it is forgotten.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		layer := wire.DigestOf(nil)
+		asked := 0
+		c := &Carousel{MinClients: 1, Wait: time.Minute, Rate: 1 << 20, Group: "239.192.0.0/16", Log: slog.New(slog.DiscardHandler),
+			Quiet: func(wire.Digest, bool) {},
+			Layers: func(wire.Digest) (Layer, bool) {
+				asked++
+				return Layer{}, asked == 1 // withdrawn after it was asked for
+			}}
+		ended := make(chan error, 1)
+		ctx, stop := context.WithCancel(t.Context())
+		defer func() { stop(); synctest.Wait() }()
+		go func() { ended <- c.Run(ctx) }()
+		if _, err := c.Hear(wire.Want{Client: "a", Layer: layer}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(settle + 2*retryAfter)
+		if asked < 3 {
+			t.Errorf("tried %d times, want 2 at least", asked-1)
+		}
+		time.Sleep(time.Minute)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.jobs) != 0 {
+			t.Errorf("%d jobs that nobody wants", len(c.jobs))
+		}
+		select {
+		case err := <-ended:
+			t.Error(errors.Join(errors.New("it ended"), err))
+		default:
+		}
+	})
+}
