@@ -15,7 +15,7 @@ const (
 	aloneAfter = time.Second            // without a datagram: nothing comes any more
 	dueAfter   = 3 * time.Second        // a piece asked of others is to be there
 	hopeFor    = 20 * time.Second       // without a right piece: the others are not to wait
-	againAfter = 10 * time.Second       // what others did not bring is asked of the sender
+	againAfter = 5 * time.Second        // what others did not bring is asked of the sender
 )
 
 // A collector puts blocks together from rows in any order, in bounded memory. It

@@ -137,15 +137,15 @@ const (
 // anybody can say what is lost.
 const atFirst = 0.1
 
-// parity is what to send beyond what is lacked, as a share of it, so that three
-// of four nodes have enough when they lose as much as they lately did. Who loses
+// parity is what to send beyond what is lacked, as a share of it, so that most
+// nodes have enough when they lose as much as they lately did. Who loses
 // more is not waited for.
 func parity(clients []client, least float64, rows int) float64 {
 	if len(clients) == 0 {
 		return least
 	}
 	var lost []float64
-	helped, margin := 0, marginAlone
+	helped, margin, part := 0, marginAlone, 0.75
 	for _, c := range clients {
 		if c.Lacks == nil {
 			continue // it has not heard enough
@@ -159,10 +159,10 @@ func parity(clients []client, least float64, rows int) float64 {
 		return max(least, atFirst)
 	}
 	if 2*helped > len(lost) {
-		margin = marginHelped
+		margin, part = marginHelped, 0.5
 	}
 	slices.Sort(lost)
-	q := min(lost[(len(lost)-1)*3/4], 0.5)
+	q := min(lost[int(float64(len(lost)-1)*part)], 0.5)
 	return max(least, q/(1-q)+margin*math.Sqrt(q/float64(rows)))
 }
 
