@@ -221,6 +221,35 @@ func TestRsyncStartsAgain(t *testing.T) {
 	w.isNasty(t)
 }
 
+// What rsync brought before an installation was stopped is compared by the one
+// that starts again, whatever that fetches with.
+func TestRsyncLeavesNothingBehind(t *testing.T) {
+	images, v, files := filed(t)
+	if err := os.WriteFile(filepath.Join(files, "0evil"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, images, v)
+	daemon := rsynctest.Start(t, files)
+	w.network.Rsync, w.in.Script.Transports = daemon, []string{"rsync"}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	daemon.Look = func(came int64) bool {
+		if came > 12<<20 {
+			stop()
+		}
+		return true
+	}
+	if _, err := w.in.Run(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("Run: %v, want it stopped", err)
+	}
+	w.machine.Keeps, w.in.Script.Transports = true, []string{"http"}
+	for range 2 { // the second is told by the first's staging
+		if _, err := w.in.Run(t.Context()); err == nil || !strings.HasSuffix(err.Error(), `the first is "0evil": added`) {
+			t.Fatalf("Run: %v, want it to find the file", err)
+		}
+	}
+}
+
 // What rsync brings is believed of nobody: the step names what is not as the
 // image has it.
 func TestRsyncIsNotBelieved(t *testing.T) {
@@ -233,6 +262,10 @@ func TestRsyncIsNotBelieved(t *testing.T) {
 		`"a/sudo": changed mode`: func(dir string) error { return os.Chmod(filepath.Join(dir, "a/sudo"), 0o755) },
 		`"etc/shadow": added`: func(dir string) error {
 			return errors.Join(os.WriteFile(filepath.Join(dir, "etc/shadow"), nil, 0o600), os.Chtimes(filepath.Join(dir, "etc"), imagetest.When, imagetest.When))
+		},
+		`"lost+found": added`: func(dir string) error {
+			name := filepath.Join(dir, "lost+found")
+			return errors.Join(os.WriteFile(name, []byte("evil"), 0o755), os.Chmod(name, 0o755|os.ModeSetuid), os.Chtimes(dir, imagetest.When, imagetest.When))
 		},
 		`"b/fifo": removed`: func(dir string) error {
 			return errors.Join(os.Remove(filepath.Join(dir, "b/fifo")), os.Chtimes(filepath.Join(dir, "b"), imagetest.When, imagetest.When))

@@ -532,6 +532,10 @@ func (r *run) stage() error {
 		return err
 	}
 	for _, file := range left { // of another version, or of rsync
+		if file.Name() == rsync.Partial {
+			r.filed = true // nobody has compared what it brought
+			continue
+		}
 		if !slices.ContainsFunc(r.layers, func(l *layer) bool { return l.Digest.Hex() == file.Name() }) {
 			if err := os.RemoveAll(filepath.Join(dir, file.Name())); err != nil {
 				return err

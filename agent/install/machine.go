@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -157,6 +158,9 @@ func (c *Computer) stagingStays(plan disklayout.Plan) bool {
 	return err == nil
 }
 
+// lostFound is a directory that mke2fs makes.
+const lostFound = "lost+found"
+
 // clearRoot removes everything but the staging, which has to be there.
 func clearRoot(dir string) error {
 	if st, err := os.Lstat(filepath.Join(dir, StagingDir)); err != nil {
@@ -169,19 +173,26 @@ func clearRoot(dir string) error {
 		return err
 	}
 	defer root.Close()
-	names, err := os.ReadDir(dir)
+	names, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
 		return err
 	}
 	for _, d := range names {
-		if d.Name() == StagingDir || d.Name() == "lost+found" {
+		if d.Name() == StagingDir || d.Name() == lostFound && d.IsDir() {
 			continue
 		}
 		if err := root.RemoveAll(d.Name()); err != nil {
 			return err
 		}
 	}
-	return nil
+	names, err = fs.ReadDir(root.FS(), lostFound)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, d := range names { // anybody may have put them there
+		err = errors.Join(err, root.RemoveAll(path.Join(lostFound, d.Name())))
+	}
+	return err
 }
 
 // Fixup applies all fixups.

@@ -167,7 +167,7 @@ func TestStagingStays(t *testing.T) {
 			staged := filepath.Join(root, install.StagingDir, "pieces")
 			super := start(func() {
 				if err := errors.Join(os.Mkdir(filepath.Dir(staged), 0o700), os.WriteFile(staged, []byte("pieces"), 0o600),
-					os.MkdirAll(filepath.Join(root, "etc/old"), 0o700)); err != nil {
+					os.MkdirAll(filepath.Join(root, "etc/old"), 0o700), os.WriteFile(filepath.Join(root, "lost+found/evil"), nil, 0o755)); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -181,6 +181,9 @@ func TestStagingStays(t *testing.T) {
 				}
 				if _, err := os.Stat(filepath.Join(root, "etc")); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("what else was there: %v, want it to be gone", err)
+				}
+				if left, err := os.ReadDir(filepath.Join(root, "lost+found")); err != nil || len(left) > 0 {
+					t.Errorf("lost+found has %v, %v; want nothing", left, err)
 				}
 			})
 			script.ID = strings.Repeat("c", 32) // and once more, without any

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path"
 	"slices"
@@ -167,13 +169,13 @@ func (r *run) copy(ctx context.Context) error {
 // stays are the paths below the root that are there without the image: where
 // filesystems are mounted, and what mkfs makes.
 func stays(plan disklayout.Plan) []string {
-	list := []string{"lost+found"}
+	list := []string{lostFound}
 	for _, p := range plan.Mounts() {
 		if p.Mount == "/" {
 			continue
 		}
 		point := strings.TrimPrefix(p.Mount, "/")
-		list = append(list, path.Join(point, "lost+found"))
+		list = append(list, path.Join(point, lostFound))
 		for ; point != "."; point = path.Dir(point) {
 			list = append(list, point)
 		}
@@ -193,7 +195,15 @@ func (r *run) compare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("compare with the image: %w", err)
 	}
-	changes = slices.DeleteFunc(changes, func(c tree.Change) bool { return meant(c, r.plan) })
+	root, err := os.OpenRoot(r.root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	changes = slices.DeleteFunc(changes, func(c tree.Change) bool {
+		info, err := root.Lstat(c.Path)
+		return err == nil && meant(c, info.Mode(), r.plan)
+	})
 	if len(changes) == 0 {
 		return nil
 	}
@@ -201,22 +211,25 @@ func (r *run) compare(ctx context.Context) error {
 	return fmt.Errorf("%d files are not as the image has them, the first is %q: %s", len(changes), c.Path, strings.Join(append([]string{c.Kind}, c.What...), " "))
 }
 
-// meant says whether a difference between an installed root and its image is as
-// it has to be. A FAT filesystem keeps names and contents.
-func meant(c tree.Change, plan disklayout.Plan) bool {
-	if c.Kind == "added" { // the log is of an earlier attempt
-		return slices.Contains(stays(plan), c.Path) || strings.HasPrefix(LogFile+"/", c.Path+"/")
+// meant says whether a difference between an installed root, which has a file of
+// that mode there, and its image is as it has to be. A FAT filesystem keeps names
+// and contents.
+func meant(c tree.Change, mode fs.FileMode, plan disklayout.Plan) bool {
+	if c.Kind == "added" {
+		if c.Path == LogFile { // of an earlier attempt
+			return mode == mode.Perm()
+		}
+		return mode.IsDir() && (slices.Contains(stays(plan), c.Path) || strings.HasPrefix(LogFile, c.Path+"/"))
 	}
 	if c.Kind != "changed" || slices.ContainsFunc(c.What, func(w string) bool { return w == "content" || w == "type" }) {
 		return false
 	}
-	on := ""
-	fs := disklayout.FS("")
+	on, kept := "", disklayout.FS("")
 	for _, p := range plan.Mounts() {
 		point := strings.TrimPrefix(p.Mount, "/")
 		if (point == "" || c.Path == point || strings.HasPrefix(c.Path, point+"/")) && len(point) >= len(on) {
-			on, fs = point, p.FS
+			on, kept = point, p.FS
 		}
 	}
-	return fs == disklayout.VFAT
+	return kept == disklayout.VFAT
 }

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"io/fs"
 	"reflect"
 	"slices"
 	"strings"
@@ -35,28 +36,35 @@ func TestMeant(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		tree.Change
+		mode fs.FileMode
 		want bool
 	}{
-		{tree.Change{Kind: "added", Path: "lost+found"}, true},
-		{tree.Change{Kind: "added", Path: "srv/lost+found"}, true},
-		{tree.Change{Kind: "added", Path: "boot"}, true},
-		{tree.Change{Kind: "added", Path: "var/log/rookery/install.log"}, true},
-		{tree.Change{Kind: "added", Path: "var/log"}, true},
-		{tree.Change{Kind: "added", Path: "var/lo"}, false},
-		{tree.Change{Kind: "changed", Path: "var/log", What: []string{"owner"}}, false},
-		{tree.Change{Kind: "added", Path: "lost+found/x"}, false},
-		{tree.Change{Kind: "added", Path: "etc/cron.d/x"}, false},
-		{tree.Change{Kind: "added", Path: "boot/efi/x"}, false},
-		{tree.Change{Kind: "removed", Path: "boot/efi/x"}, false},
-		{tree.Change{Kind: "changed", Path: "boot/efi", What: []string{"mode", "time"}}, true},
-		{tree.Change{Kind: "changed", Path: "boot/efi/x", What: []string{"owner"}}, true},
-		{tree.Change{Kind: "changed", Path: "boot/efi/x", What: []string{"content", "time"}}, false},
-		{tree.Change{Kind: "changed", Path: "boot/efix", What: []string{"mode"}}, false},
-		{tree.Change{Kind: "changed", Path: "srv", What: []string{"mode"}}, false},
-		{tree.Change{Kind: "changed", Path: ".", What: []string{"mode"}}, false},
+		{tree.Change{Kind: "added", Path: "lost+found"}, fs.ModeDir | 0o755, true},
+		{tree.Change{Kind: "added", Path: "srv/lost+found"}, fs.ModeDir | 0o755, true},
+		{tree.Change{Kind: "added", Path: "boot"}, fs.ModeDir | 0o755, true},
+		{tree.Change{Kind: "added", Path: "var/log/rookery/install.log"}, 0o644, true},
+		{tree.Change{Kind: "added", Path: "var/log"}, fs.ModeDir | 0o755, true},
+		{tree.Change{Kind: "added", Path: "lost+found"}, fs.ModeSetuid | 0o755, false},
+		{tree.Change{Kind: "added", Path: "srv/lost+found"}, fs.ModeSymlink | 0o777, false},
+		{tree.Change{Kind: "added", Path: "var/log/rookery"}, fs.ModeSymlink | 0o777, false},
+		{tree.Change{Kind: "added", Path: "var/log/rookery/install.log"}, fs.ModeSymlink | 0o777, false},
+		{tree.Change{Kind: "added", Path: "var/log/rookery/install.log"}, fs.ModeSetuid | 0o755, false},
+		{tree.Change{Kind: "added", Path: "var/log/rookery/install.log"}, fs.ModeDir | 0o755, false},
+		{tree.Change{Kind: "added", Path: "var/lo"}, 0o644, false},
+		{tree.Change{Kind: "changed", Path: "var/log", What: []string{"owner"}}, 0o644, false},
+		{tree.Change{Kind: "added", Path: "lost+found/x"}, 0o644, false},
+		{tree.Change{Kind: "added", Path: "etc/cron.d/x"}, 0o644, false},
+		{tree.Change{Kind: "added", Path: "boot/efi/x"}, 0o644, false},
+		{tree.Change{Kind: "removed", Path: "boot/efi/x"}, 0o644, false},
+		{tree.Change{Kind: "changed", Path: "boot/efi", What: []string{"mode", "time"}}, fs.ModeDir | 0o755, true},
+		{tree.Change{Kind: "changed", Path: "boot/efi/x", What: []string{"owner"}}, 0o644, true},
+		{tree.Change{Kind: "changed", Path: "boot/efi/x", What: []string{"content", "time"}}, 0o644, false},
+		{tree.Change{Kind: "changed", Path: "boot/efix", What: []string{"mode"}}, 0o644, false},
+		{tree.Change{Kind: "changed", Path: "srv", What: []string{"mode"}}, 0o644, false},
+		{tree.Change{Kind: "changed", Path: ".", What: []string{"mode"}}, 0o644, false},
 	} {
-		if got := meant(tt.Change, plan); got != tt.want {
-			t.Errorf("%+v: %v, want %v", tt.Change, got, tt.want)
+		if got := meant(tt.Change, tt.mode, plan); got != tt.want {
+			t.Errorf("%+v, %v: %v, want %v", tt.Change, tt.mode, got, tt.want)
 		}
 	}
 }

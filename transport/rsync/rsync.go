@@ -27,6 +27,10 @@ import (
 // Program is the distribution's.
 const Program = "rsync"
 
+// Partial is a directory in a Job's Work: what was there before the first byte
+// of a file came, and stays.
+const Partial = "partial"
+
 // A Job is a module of a daemon that a directory is made equal to.
 type Job struct {
 	Dial   func(context.Context) (net.Conn, error) // to the daemon, or to what leads there
@@ -46,7 +50,7 @@ func (j Job) args(addr string) []string {
 	args := []string{
 		"-aHAXS", "--numeric-ids",
 		"--modify-window=-1", // by itself it compares whole seconds
-		"--delete", "--partial-dir=" + filepath.Join(j.Dir, j.Work, "partial"), "--temp-dir=" + filepath.Join(j.Dir, j.Work),
+		"--delete", "--partial-dir=" + filepath.Join(j.Dir, j.Work, Partial), "--temp-dir=" + filepath.Join(j.Dir, j.Work),
 		"--info=progress2", "--no-human-readable", "--outbuf=N",
 		"--filter=- /" + literal(j.Work),
 	}
@@ -70,7 +74,7 @@ func Run(ctx context.Context, j Job) error {
 	if j.Silent == 0 {
 		j.Silent = 20 * time.Second
 	}
-	if err := os.MkdirAll(filepath.Join(j.Dir, j.Work, "partial"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(j.Dir, j.Work, Partial), 0o700); err != nil {
 		return err
 	}
 	remote, err := j.Dial(ctx)
