@@ -148,6 +148,31 @@ func TestTakesOver(t *testing.T) {
 			}
 		})
 	})
+	t.Run("pieces from rsync that only says why not", func(t *testing.T) {
+		_, _, none := filed(t)
+		daemon := rsynctest.Start(t, none)
+		if err := os.RemoveAll(none); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, images, v)
+			w.network.Rsync = daemon
+			w.in.Script.Transports = []string{"rsync", "http"}
+			if _, err := w.in.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			w.isNasty(t)
+			if s := w.switches(); len(s) != 1 || !strings.HasPrefix(s[0], "http takes over from rsync: rsync: exit code 5, ") {
+				t.Errorf("switched %q", s)
+			}
+			w = newWorld(t, images, v)
+			w.network.Rsync, w.in.Script.Transports = daemon, []string{"rsync"}
+			began := time.Now()
+			if _, err := w.in.Run(t.Context()); err == nil || time.Since(began) > 12*time.Minute {
+				t.Errorf("Run: %v after %v, want it to end", err, time.Since(began))
+			}
+		})
+	})
 	t.Run("nobody", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, images, v)

@@ -48,6 +48,17 @@ func (m *meter) write(n int64) {
 // extract is told that it is pieces again.
 func (m *meter) extract() { m.copy(0) }
 
+// pieces is how many verified bytes of layers have come.
+func (m *meter) pieces() (came int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.layers {
+		_, server, peers, _ := l.pieces.Transfer()
+		came += server + peers
+	}
+	return came
+}
+
 // read is how far the image is, or nil while there is nothing to fetch yet.
 func (m *meter) read() *wire.Transfer {
 	m.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +33,10 @@ const (
 type turns struct {
 	list  [][]string
 	at    int
-	said  []error // why each gave up, when it did
-	came  int64   // bytes, when it was anybody's turn for the last time
-	alive time.Time
-	filed bool // rsync was at work
+	said  []error   // why each gave up, when it did
+	came  int64     // bytes of pieces, when it was anybody's turn for the last time
+	alive time.Time // when there were new bytes, of pieces or of files
+	filed bool      // rsync was at work
 }
 
 // takeTurns makes the list.
@@ -101,8 +102,8 @@ func (r *run) untilDone(ctx context.Context, do func() error) error {
 		if err == nil || !errors.As(err, new(gaveUp)) || ctx.Err() != nil {
 			return err
 		}
-		if t := r.meter.read(); t.FromServer+t.FromPeers > r.came {
-			r.came, r.alive = t.FromServer+t.FromPeers, time.Now()
+		if came := r.meter.pieces(); came > r.came {
+			r.came, r.alive = came, time.Now()
 		}
 		if r.said == nil {
 			r.said = make([]error, len(r.list))
@@ -134,9 +135,16 @@ const (
 func (r *run) copy(ctx context.Context) error {
 	r.filed = true
 	r.meter.copy(r.view.Size())
-	job := rsync.Job{Dir: r.root, Work: StagingDir, Stay: stays(r.plan), Silent: stall, Received: r.meter.receive, Written: r.meter.write}
-	rest, quiet, came := firstRest, time.Now(), r.meter.read().FromServer
+	var written atomic.Bool // a byte of a file; what a daemon says besides is nothing new
+	job := rsync.Job{Dir: r.root, Work: StagingDir, Stay: stays(r.plan), Silent: stall, Received: r.meter.receive, Written: func(n int64) {
+		if n > 0 {
+			written.Store(true)
+		}
+		r.meter.write(n)
+	}}
+	rest, quiet := firstRest, time.Now()
 	for {
+		written.Store(false)
 		err := r.Network.Files(ctx, r.Script.Image.Manifest, job)
 		if err == nil {
 			r.meter.write(r.view.Size())
@@ -149,8 +157,11 @@ func (r *run) copy(ctx context.Context) error {
 		if errors.Is(err, unix.ENOSPC) {
 			return err
 		}
-		if n := r.meter.read().FromServer; n > came {
-			rest, quiet, came = firstRest, time.Now(), n
+		switch {
+		case errors.Is(err, rsync.ErrBusy):
+			r.alive = time.Now() // others get on
+		case written.Load() && !errors.Is(err, rsync.ErrPartial):
+			rest, quiet, r.alive = firstRest, time.Now(), time.Now()
 		}
 		if time.Since(quiet) >= stall {
 			r.meter.extract()

@@ -124,11 +124,22 @@ func (j Job) run(ctx context.Context, addr string) error {
 	if strings.Contains(string(said.text), "No space left on device") {
 		return fmt.Errorf("%w: %w", transport.ErrStorage, unix.ENOSPC)
 	}
+	if strings.Contains(string(said.text), "@ERROR: max connections") {
+		return fmt.Errorf("%w: %s", ErrBusy, said)
+	}
 	if s := said.String(); s != "" {
 		return fmt.Errorf("%w: %s", err, s)
 	}
 	return err
 }
+
+var (
+	// ErrPartial is of a run that was told all and did what it could: the next
+	// one would end as it did.
+	ErrPartial = errors.New("not everything could be done")
+	// ErrBusy is of a daemon that serves as many as it may.
+	ErrBusy = errors.New("daemon is busy")
+)
 
 // An exitError is one of rsync's exit codes.
 type exitError int
@@ -140,6 +151,9 @@ func (e exitError) Error() string {
 	}
 	return fmt.Sprintf("exit code %d, %s", int(e), name)
 }
+
+// Is says which of them are an ErrPartial.
+func (e exitError) Is(target error) bool { return target == ErrPartial && e == 23 }
 
 // exits are the codes of rsync(1), EXIT VALUES.
 var exits = map[int]string{

@@ -1,14 +1,18 @@
 package rsync
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,6 +120,31 @@ func TestRun(t *testing.T) {
 	received = 0
 	if err := Run(t.Context(), job); err != nil || received > 100<<10 {
 		t.Errorf("a second time %d bytes came, %v", received, err)
+	}
+}
+
+// A daemon that serves as many as it may says so.
+func TestBusy(t *testing.T) {
+	if _, err := exec.LookPath(Program); err != nil {
+		t.Skip("no rsync: install Debian's package rsync")
+	}
+	here, there := net.Pipe()
+	var daemon sync.WaitGroup
+	daemon.Go(func() {
+		defer there.Close()
+		fmt.Fprintf(there, "@RSYNCD: 31.0 md5 md4\n")
+		lines := bufio.NewReader(there)
+		for range 2 { // its version, and the module
+			if _, err := lines.ReadString('\n'); err != nil {
+				t.Error(err)
+			}
+		}
+		fmt.Fprintf(there, "@ERROR: max connections (1) reached -- try again later\n")
+	})
+	defer daemon.Wait()
+	job := Job{Dial: func(context.Context) (net.Conn, error) { return here, nil }, Module: "m", Dir: t.TempDir(), Work: ".work"}
+	if err := Run(t.Context(), job); !errors.Is(err, ErrBusy) || errors.Is(err, ErrPartial) {
+		t.Errorf("Run: %v, want %v", err, ErrBusy)
 	}
 }
 
