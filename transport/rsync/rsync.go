@@ -49,8 +49,9 @@ type Job struct {
 func (j Job) args(addr string) []string {
 	args := []string{
 		"-aHAXS", "--numeric-ids",
-		"--modify-window=-1", // by itself it compares whole seconds
-		"--delete", "--partial-dir=" + filepath.Join(j.Dir, j.Work, Partial), "--temp-dir=" + filepath.Join(j.Dir, j.Work),
+		"--modify-window=-1",            // by itself it compares whole seconds
+		"--delete", "--one-file-system", // else it empties what is mounted below
+		"--partial-dir=" + filepath.Join(j.Dir, j.Work, Partial), "--temp-dir=" + filepath.Join(j.Dir, j.Work),
 		"--info=progress2", "--no-human-readable", "--outbuf=N",
 		"--filter=- /" + literal(j.Work),
 	}
@@ -69,7 +70,7 @@ func literal(path string) string {
 }
 
 // Run returns nil when Dir has all that the module has, and nothing else but
-// what stays. It may be called again after an error: what is complete is not sent again.
+// what stays and what is in filesystems mounted there. It may be called again after an error: what is complete is not sent again.
 func Run(ctx context.Context, j Job) error {
 	if j.Silent == 0 {
 		j.Silent = 20 * time.Second

@@ -123,6 +123,36 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// What is mounted below the directory is not emptied, wherever it is.
+func TestMounted(t *testing.T) {
+	imagetest.Root(t)
+	daemon := rsynctest.Start(t, extract(t, imagetest.New().Dir("srv").File("srv/a", []byte("a"))))
+	dir := t.TempDir()
+	var kept []string
+	for _, name := range []string{"srv", "gone/deep"} {
+		at := filepath.Join(dir, name)
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("none", at, "tmpfs", 0, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(at, 0) })
+		kept = append(kept, filepath.Join(at, "mine"))
+		if err := os.WriteFile(kept[len(kept)-1], nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Run(t.Context(), Job{Dial: daemon.Dial, Module: rsynctest.Module, Dir: dir, Work: ".work"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append(kept, filepath.Join(dir, "srv/a")) {
+		if _, err := os.Stat(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A daemon that serves as many as it may says so.
 func TestBusy(t *testing.T) {
 	if _, err := exec.LookPath(Program); err != nil {
