@@ -330,6 +330,10 @@ func TestTreesStay(t *testing.T) {
 		}
 		return st.Ino
 	}
+	nameless := filepath.Join(dir, strings.Repeat("0", 64))
+	if err := os.MkdirAll(nameless, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	before := inode()
 	needed := map[wire.Digest]bool{v.Manifest: true}
 	s = serve(t, &Server{Dir: dir, Store: images, Needed: func(context.Context) (map[wire.Digest]bool, error) { return needed, nil }}, nil)
@@ -338,6 +342,9 @@ func TestTreesStay(t *testing.T) {
 	}
 	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("what was half made: %v", err)
+	}
+	if _, err := os.Stat(nameless); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what nobody knows the name of: %v", err)
 	}
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v: trees have programs that run as root", st.Mode(), err)
@@ -368,6 +375,41 @@ func TestTreesStay(t *testing.T) {
 	}
 	if tree := s.tree(t, v); tree.Module == "" || inode() == 0 {
 		t.Errorf("asked for again: %+v", tree)
+	}
+}
+
+// Two versions can have one name as modules: people are told of what is theirs.
+func TestModuleNames(t *testing.T) {
+	one, other := wire.Digest("sha256:"+strings.Repeat("1", 64)), wire.Digest("sha256:"+strings.Repeat("2", 64))
+	s := &Server{Dir: t.TempDir(), trees: map[wire.Digest]*tree{
+		one: {ready: true, name: "a-1:2"}, other: {ready: true, name: "a:1-2"},
+	}}
+	if err := s.configure(); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := s.trees[one].alias, s.trees[other].alias; a != "a-1-2" || b != other.Hex() {
+		t.Errorf("modules %s and %s", a, b)
+	}
+	conf, err := os.ReadFile(s.config())
+	if n := strings.Count(string(conf), "[a-1-2]"); err != nil || n != 1 {
+		t.Errorf("%d modules a-1-2, %v", n, err)
+	}
+}
+
+// A tree that does not leave room for the server is not made.
+func TestTreeWithoutRoom(t *testing.T) {
+	needsRsync(t)
+	images, v := publish(t, imagetest.New().File("a", []byte("a")))
+	dir := t.TempDir()
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=255m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	s := serve(t, &Server{Dir: dir, Store: images}, nil)
+	var err error
+	until(t, "an error", func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
+	if !strings.Contains(err.Error(), "no space") {
+		t.Errorf("Tree: %v", err)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 type tree struct {
 	ready bool
 	name  string       // of the version
+	alias string       // of its module, for people; the digits where another version has that name
 	asked time.Time    // for the last time
 	read  atomic.Int64 // bytes of layers, while it is being made
 	total int64
@@ -73,6 +74,12 @@ func (s *Server) open() error {
 				return err
 			}
 			name, err := os.ReadFile(filepath.Join(s.path(d), nameFile))
+			if errors.Is(err, os.ErrNotExist) { // somebody removed it, or the disk lost it
+				if err := os.RemoveAll(s.path(d)); err != nil {
+					return err
+				}
+				continue
+			}
 			if err != nil {
 				return err
 			}
@@ -103,8 +110,11 @@ func (s *Server) configure() error {
 	for _, d := range digests {
 		path := filepath.Join(s.path(d), treeDir)
 		modules = append(modules, module{d.Hex(), path})
-		if name := moduleName(s.trees[d].name); !names[name] {
+		t := s.trees[d]
+		t.alias = d.Hex()
+		if name := moduleName(t.name); !names[name] { // a-1:2 has the same as a:1-2
 			names[name] = true
+			t.alias = name
 			modules = append(modules, module{name, path})
 		}
 	}
@@ -149,7 +159,7 @@ func (s *Server) Tree(ctx context.Context, manifest wire.Digest) (wire.Tree, err
 	if err := os.Chtimes(s.path(manifest), t.asked, t.asked); err != nil {
 		return wire.Tree{}, err
 	}
-	answer.Module, answer.Name, answer.Done = manifest.Hex(), moduleName(t.name), v.Size
+	answer.Module, answer.Name, answer.Done = manifest.Hex(), t.alias, v.Size
 	return answer, nil
 }
 
@@ -219,6 +229,13 @@ func (s *Server) next() (wire.Digest, *tree) {
 	return "", nil
 }
 
+const (
+	blockSize = 4096
+	// spare is what trees leave free, in bytes: the server's records and its
+	// images are mostly on the same filesystem.
+	spare = 256 << 20
+)
+
 // checkout writes a version's files beside, and puts them into place when all
 // are on the disk.
 func (s *Server) checkout(ctx context.Context, d wire.Digest, t *tree) error {
@@ -231,6 +248,15 @@ func (s *Server) checkout(ctx context.Context, d wire.Digest, t *tree) error {
 		return err
 	}
 	defer closeAll()
+	view, err := image.ReadView(layers...)
+	if err != nil {
+		return err
+	}
+	// Whoever can reach this server can have its trees made.
+	bytes, _ := view.Room(blockSize)
+	if err := image.CheckFree(s.Dir, bytes+spare); err != nil {
+		return err
+	}
 	for i := range layers {
 		layers[i].Bytes = counted{layers[i].Bytes, &t.read}
 	}
