@@ -430,6 +430,17 @@ func TestTreeThatCannotBeMade(t *testing.T) {
 	if err := os.Rename(layer+".gone", layer); err != nil {
 		t.Fatal(err)
 	}
+	beside := s.config() + ".new" // where no file can be written now
+	if err := os.MkdirAll(filepath.Join(beside, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "an error", func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
+	if want := "rsync: tree of nasty:1: open " + beside; !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("Tree: %v, want %s", err, want)
+	}
+	if err := os.RemoveAll(beside); err != nil {
+		t.Fatal(err)
+	}
 	s.tree(t, v)
 }
 

@@ -277,6 +277,9 @@ func (s *Server) checkout(ctx context.Context, d wire.Digest, t *tree) error {
 	if err := flush(beside); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(s.path(d)); err != nil { // made before, and then the configuration could not be written
+		return err
+	}
 	return os.Rename(beside, s.path(d))
 }
 
