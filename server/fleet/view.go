@@ -118,21 +118,23 @@ type GroupView struct {
 
 func (r records) groupView(g Group) GroupView {
 	v := GroupView{g, []string{}}
-	for _, name := range slices.Sorted(maps.Keys(r.nodes)) {
-		if slices.Contains(r.nodes[name].Groups, g.Name) {
+	for name, n := range r.nodes {
+		if slices.Contains(n.Groups, g.Name) {
 			v.Nodes = append(v.Nodes, name)
 		}
 	}
+	slices.Sort(v.Nodes)
 	return v
 }
 
 // Groups are all groups by name.
 func (f *Fleet) Groups() []GroupView {
 	f.mu.RLock()
-	defer f.mu.RUnlock()
+	records := f.records // takes a while with all nodes, and nobody writes to these maps
+	f.mu.RUnlock()
 	all := []GroupView{}
-	for _, name := range slices.Sorted(maps.Keys(f.records.groups)) {
-		all = append(all, f.records.groupView(f.records.groups[name]))
+	for _, name := range slices.Sorted(maps.Keys(records.groups)) {
+		all = append(all, records.groupView(records.groups[name]))
 	}
 	return all
 }
