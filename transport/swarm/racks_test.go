@@ -145,6 +145,9 @@ func (p *place) copies() (all []float64) {
 // In 2026-11 the last node took 1.10 to 1.13 of what they allow, the uplinks carried
 // 1.09 to 1.11 copies.
 func TestRacks(t *testing.T) {
+	if raced {
+		t.Skip("takes a minute with the race detector: run it without -race, as `make unit` does too")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		p, end := newPlace(t, 512, 4, 8, true)
 		defer end()
