@@ -11,7 +11,7 @@ import (
 func TestOverFillsEveryKey(t *testing.T) {
 	all := Settings{
 		Image: "a", Layout: "b", Gateway: "c", Nameservers: []string{"d"}, Domain: "e", AuthorizedKeys: []string{"f"},
-		KernelArgs: "g", Console: "h", Rack: "r", Transports: []string{"i"}, Mirrors: []string{"j"}, UploadLimit: "k", DownloadLimit: "l",
+		KernelArgs: "g", Console: "h", Rack: "r", Transports: []string{"i"}, Mirrors: []string{"j"}, UploadLimit: "k", DownloadLimit: "l", MulticastRate: "m",
 		SeedFor: new(0), Ending: wire.Exit, OnFailure: wire.Exit,
 	}
 	for i := range reflect.TypeFor[Settings]().NumField() {
