@@ -115,7 +115,7 @@ func (c *collector) follow(h header, now time.Time) {
 // nothing is said, unless there are no more; until then it is not known.
 func (c *collector) lost(now time.Time) (share float64, known bool) {
 	const enough = 50
-	sent := int(c.max-c.first) + 1
+	sent := int(int32(c.max-c.first)) + 1 // 0 when none came but late ones
 	if c.came > 0 && (sent >= enough || !c.measured && now.Sub(c.heard) > breakAfter) {
 		c.measured = true
 		c.share = max(0, 1-float64(c.came)/float64(sent))

@@ -163,4 +163,8 @@ func TestLost(t *testing.T) {
 			t.Errorf("round %d: %.3f lost, want %.2f", round, got, want)
 		}
 	}
+	c.add(header{seq: 599, last: 3}, rows[0][0], now) // twice, and after it was asked
+	if got, _ := c.lost(now); got != 0 || c.heavy != 0 {
+		t.Errorf("%.3f lost after a late datagram, want 0", got)
+	}
 }
