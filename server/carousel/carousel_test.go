@@ -37,6 +37,28 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// Nodes that a switch keeps the datagrams from need the seeder, whatever they asked for.
+func TestRepairs(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		nodes, served int
+		runs          time.Duration
+		want          bool
+	}{
+		{"nobody", 0, 0, 0, false},
+		{"few", 3, 3, time.Minute, false},
+		{"some, who have said nothing yet", 4, 0, hearFor / 2, true},
+		{"some who hear it", 4, 4, time.Minute, true},
+		{"many who hear nothing", 50, 0, hearFor, false},
+		{"some hear it, and many do not", 50, 4, time.Minute, false},
+		{"half of them hear it", 50, 25, time.Minute, true},
+	} {
+		if got := repairs(tt.nodes, tt.served, tt.runs); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestHear(t *testing.T) {
 	layer := wire.DigestOf(nil)
 	c := &Carousel{MinClients: 2, Wait: time.Hour, Log: slog.New(slog.DiscardHandler),
@@ -52,6 +74,7 @@ func TestHear(t *testing.T) {
 		{want: wire.Want{Client: "c", Layer: layer, Rate: 1 << 20}}, // of another group
 		{want: wire.Want{Client: "a", Layer: layer, Done: true}},
 		{want: wire.Want{Client: "d", Layer: wire.DigestOf([]byte("x"))}, err: "no such layer"},
+		{want: wire.Want{Client: "d", Layer: layer, Lacks: []byte{255}}, err: "lacks: 1 blocks, the layer has 0 pieces"},
 	} {
 		sent, err := c.Hear(tt.want)
 		if sent != tt.sent || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {

@@ -49,8 +49,23 @@ func (d *Demand) Hear(w wire.Want, now time.Time) (news bool) {
 	return !known && !w.Done
 }
 
-// Clients is how many nodes want the layer.
-func (d *Demand) Clients(now time.Time) int { return len(d.fresh(now)) }
+// Clients is how many nodes want the layer, and how many of these hear what is sent
+// and have others who fill their holes.
+func (d *Demand) Clients(now time.Time) (all, served int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, c := range d.clients {
+		if now.Sub(c.at) > StaleAfter {
+			delete(d.clients, name)
+			continue
+		}
+		all++
+		if c.Helped && c.Lacks != nil {
+			served++
+		}
+	}
+	return all, served
+}
 
 // Changed is closed with the next word of a node.
 func (d *Demand) Changed() <-chan struct{} {

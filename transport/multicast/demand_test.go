@@ -89,14 +89,14 @@ func TestDemand(t *testing.T) {
 	default:
 		t.Error("nobody was told that somebody came")
 	}
-	if n := d.Clients(now.Add(20 * time.Second)); n != 2 {
+	if n, _ := d.Clients(now.Add(20 * time.Second)); n != 2 {
 		t.Errorf("%d clients, want 2", n)
 	}
-	if n := d.Clients(now.Add(StaleAfter + 1)); n != 1 {
+	if n, _ := d.Clients(now.Add(StaleAfter + 1)); n != 1 {
 		t.Errorf("%d clients when one is silent, want 1", n)
 	}
 	d.Hear(wire.Want{Client: "b", Done: true}, now)
-	if n := d.Clients(now); n != 0 {
+	if n, _ := d.Clients(now); n != 0 {
 		t.Errorf("%d clients when all are done, want 0", n)
 	}
 }
