@@ -323,11 +323,16 @@ func (c *collector) flows(now time.Time) bool {
 	return !c.heard.IsZero() && now.Sub(c.heard) < aloneAfter
 }
 
+// trusted says whether what is sent turns out to be right, lately.
+func (c *collector) trusted(now time.Time) bool {
+	return c.spoilt < 2 && now.Sub(c.put) <= hopeFor
+}
+
 // expected says of each piece whether it comes by itself: those ahead of the
 // sender in this pass, and of a block that it has passed all but as many as
 // others have to bring to make it complete. nil when nothing comes.
 func (c *collector) expected(now time.Time) []bool {
-	if !c.flows(now) || c.spoilt > 1 || now.Sub(c.put) > hopeFor {
+	if !c.flows(now) || !c.trusted(now) {
 		return nil
 	}
 	all := make([]bool, len(c.info.Hashes))

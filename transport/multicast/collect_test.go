@@ -144,6 +144,16 @@ func TestExpected(t *testing.T) {
 	if c.expected(now) != nil {
 		t.Error("something is expected of who is silent")
 	}
+	now = c.put.Add(hopeFor)
+	hear(3, 0)
+	if c.expected(now) == nil || !c.trusted(now) {
+		t.Error("nothing is expected of who sends again")
+	}
+	now = now.Add(1)
+	hear(3, 1)
+	if c.expected(now) != nil || c.trusted(now) {
+		t.Error("something is expected of who sends rows and never a piece")
+	}
 }
 
 func TestLost(t *testing.T) {
