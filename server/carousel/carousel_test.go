@@ -111,6 +111,7 @@ func TestRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(settle + 2*retryAfter)
+		synctest.Wait()
 		if asked < 3 {
 			t.Errorf("tried %d times, want 2 at least", asked-1)
 		}
