@@ -29,6 +29,24 @@ func TestMulticastAlone(t *testing.T) {
 	s.copies(1.1)
 }
 
+// Where nothing of what is sent arrives, as behind switches that snoop and nobody asks
+// who is in a group, the swarm brings it all as soon as the nodes have said so.
+func TestMulticastReachesNobody(t *testing.T) {
+	by := byMulticast("multicast", "bittorrent", "http")
+	by.groups = &wire.Multicast{Group: groups.Group, Port: groups.Port, Server: "10.8.0.1"}
+	by.serve = append(by.serve, "--multicast-interface", "nowhere")
+	s := beginBy(t, 2*time.Minute, by)
+	s.on(s.server, "ip", "link", "add", "nowhere", "type", "veth", "peer", "name", "end")
+	s.on(s.server, "ip", "address", "add", "10.8.0.1/24", "dev", "nowhere")
+	s.on(s.server, "ip", "link", "set", "nowhere", "up")
+	s.on(s.server, "ip", "link", "set", "end", "up")
+	s.serve()
+	s.install(s.nodes)
+	s.done(s.nodes)
+	s.within(ideal*14/10 + 10*time.Second)
+	s.copies(1.6)
+}
+
 // copies checks that the server has sent no more than so many.
 func (s *story) copies(most float64) {
 	s.t.Helper()

@@ -249,12 +249,33 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(testHello()))
 	f.Add([]byte(`[{"seq":1}]`))
 	f.Add([]byte(`{"do":"wait"}`))
+	f.Add([]byte(`{"client":"00112233445566ff","layer":"` + string(DigestOf(nil)) + `","lost":0.5,"lacks":"AP8="}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		DecodeHello(b)
 		DecodeEvents(b)
 		DecodeWelcome(b)
 		DecodeTree(b)
+		DecodeWant(b)
 	})
+}
+
+func TestDecodeWant(t *testing.T) {
+	layer := string(DigestOf(nil))
+	for text, want := range map[string]string{
+		`{"client":"00112233445566ff","layer":"` + layer + `","lost":0.5,"lacks":"AP8="}`: "",
+		`{"client":"00112233445566ff","layer":"` + layer + `","done":true}`:               "",
+		`{"client":"n1","layer":"` + layer + `"}`:                                         `want: client: "n1" is not 16 hex digits`,
+		`{"client":"00112233445566ff","layer":"sha256:0"}`:                                "want: layer: ",
+		`{"client":"00112233445566ff","layer":"` + layer + `","rate":-1}`:                 "want: rate: ",
+		`{"client":"00112233445566ff","layer":"` + layer + `","lost":1.5}`:                "want: lost: 1.5, want 0 to 1",
+		`{"client":"00112233445566ff","layer":"` + layer + `","lacks":"?"}`:               "want: ",
+		strings.Repeat(" ", MaxWant) + `{}`:                                               "want: ",
+	} {
+		_, err := DecodeWant([]byte(text))
+		if (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%.120s: %v, want %q", text, err, want)
+		}
+	}
 }
 
 func TestDecodeTree(t *testing.T) {

@@ -50,11 +50,13 @@ func (c multicastConfig) check(served string, own netip.Addr) (outlet multicast.
 		outlet.Via = c.iface
 	}
 	group, err := netip.ParsePrefix(c.group)
-	if err == nil && (outlet.Via != served || !group.Addr().Is4()) {
-		outlet.From, err = sendingAddress(outlet.Via, group.Addr().Is4())
-	}
 	if err != nil {
 		return outlet, m, 0, fmt.Errorf("multicast-group: %w", err)
+	}
+	if outlet.Via != served || !group.Addr().Is4() {
+		if outlet.From, err = sendingAddress(outlet.Via, group.Addr().Is4()); err != nil {
+			return outlet, m, 0, fmt.Errorf("multicast-interface: %w", err)
+		}
 	}
 	m = wire.Multicast{Group: c.group, Port: c.port, Server: outlet.From.String()}
 	if err := m.Check(); err != nil {

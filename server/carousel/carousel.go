@@ -64,6 +64,15 @@ type sending struct {
 // quietFrom is how many nodes hardly ever all lack the same.
 const quietFrom = 4
 
+// hearFor is how long it takes until all have said whether they hear a sender.
+const hearFor = 6 * time.Second
+
+// repairs says whether a swarm needs no seeder while a sender runs: enough of its
+// nodes are served. Where a switch keeps the datagrams from them, they are not.
+func repairs(nodes, served int, runs time.Duration) bool {
+	return nodes >= quietFrom && (runs < hearFor || served >= quietFrom && 2*served >= nodes)
+}
+
 // maxJobs bounds what strangers can start.
 const maxJobs = 64
 
@@ -74,8 +83,12 @@ const settle = 500 * time.Millisecond
 // Hear takes note of what a node says, and says whether the layer is sent or is
 // about to be. The error is about a layer that is not known here.
 func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
-	if _, ok := c.Layers(w.Layer); !ok {
+	layer, ok := c.Layers(w.Layer)
+	if !ok {
 		return false, fmt.Errorf("%s: no such layer", w.Layer)
+	}
+	if blocks, pieces := len(w.Lacks), len(layer.Info.Hashes); blocks > pieces { // it is kept
+		return false, fmt.Errorf("%s: lacks: %d blocks, the layer has %d pieces", w.Layer, blocks, pieces)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -87,7 +100,11 @@ func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
 	if s.demand.Hear(w, now) {
 		s.latest = now
 	}
-	return s.running || s.demand.Clients(now) >= c.MinClients, nil
+	if s.running {
+		return true, nil
+	}
+	clients, _ := s.demand.Clients(now)
+	return clients >= c.MinClients, nil
 }
 
 // job finds or makes what is known of a job. Called by who holds mu.
@@ -174,8 +191,9 @@ func (c *Carousel) Run(ctx context.Context) error {
 		for j, s := range all {
 			now := time.Now()
 			c.mu.Lock()
+			clients, served := s.demand.Clients(now)
 			seen := state{
-				clients: s.demand.Clients(now), since: now.Sub(s.first), quiet: now.Sub(s.latest),
+				clients: clients, since: now.Sub(s.first), quiet: now.Sub(s.latest),
 				running: s.running, always: always[j],
 			}
 			act := c.decide(seen)
@@ -187,8 +205,9 @@ func (c *Carousel) Run(ctx context.Context) error {
 				s.running, s.tried = true, now
 			case forget:
 				delete(c.jobs, j)
+				delete(stops, j)
 			}
-			quiet := s.running && seen.clients >= quietFrom && act != stop
+			quiet := s.running && act != stop && repairs(clients, served, now.Sub(s.tried))
 			turns := quiet != s.quiet
 			s.quiet = quiet
 			c.mu.Unlock()
@@ -197,10 +216,11 @@ func (c *Carousel) Run(ctx context.Context) error {
 			}
 			switch act {
 			case start:
-				var one context.Context
-				one, stops[j] = context.WithCancel(ctx)
-				c.Log.Info("multicast begins", "layer", short(j.layer), "clients", seen.clients)
+				one, end := context.WithCancel(ctx)
+				stops[j] = end
+				c.Log.Info("multicast begins", "layer", short(j.layer), "clients", clients)
 				running.Go(func() {
+					defer end()
 					err := c.send(one, j, s, shared, always[j])
 					if err != nil && one.Err() == nil {
 						c.Log.Error("multicast", "layer", short(j.layer), "err", err)
@@ -212,6 +232,7 @@ func (c *Carousel) Run(ctx context.Context) error {
 			case stop:
 				c.Log.Info("multicast ends: nobody wants it any more", "layer", short(j.layer))
 				stops[j]()
+				delete(stops, j)
 				c.mu.Lock()
 				delete(c.jobs, j)
 				c.mu.Unlock()

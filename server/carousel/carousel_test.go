@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,6 +37,28 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// Nodes that a switch keeps the datagrams from need the seeder, whatever they asked for.
+func TestRepairs(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		nodes, served int
+		runs          time.Duration
+		want          bool
+	}{
+		{"nobody", 0, 0, 0, false},
+		{"few", 3, 3, time.Minute, false},
+		{"some, who have said nothing yet", 4, 0, hearFor / 2, true},
+		{"some who hear it", 4, 4, time.Minute, true},
+		{"many who hear nothing", 50, 0, hearFor, false},
+		{"some hear it, and many do not", 50, 4, time.Minute, false},
+		{"half of them hear it", 50, 25, time.Minute, true},
+	} {
+		if got := repairs(tt.nodes, tt.served, tt.runs); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestHear(t *testing.T) {
 	layer := wire.DigestOf(nil)
 	c := &Carousel{MinClients: 2, Wait: time.Hour, Log: slog.New(slog.DiscardHandler),
@@ -53,6 +74,7 @@ func TestHear(t *testing.T) {
 		{want: wire.Want{Client: "c", Layer: layer, Rate: 1 << 20}}, // of another group
 		{want: wire.Want{Client: "a", Layer: layer, Done: true}},
 		{want: wire.Want{Client: "d", Layer: wire.DigestOf([]byte("x"))}, err: "no such layer"},
+		{want: wire.Want{Client: "d", Layer: layer, Lacks: []byte{255}}, err: "lacks: 1 blocks, the layer has 0 pieces"},
 	} {
 		sent, err := c.Hear(tt.want)
 		if sent != tt.sent || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
@@ -74,11 +96,12 @@ func TestHear(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layer := wire.DigestOf(nil)
-		var asked atomic.Int64
+		asked := 0
 		c := &Carousel{MinClients: 1, Wait: time.Minute, Rate: 1 << 20, Group: "239.192.0.0/16", Log: slog.New(slog.DiscardHandler),
 			Quiet: func(wire.Digest, bool) {},
 			Layers: func(wire.Digest) (Layer, bool) {
-				return Layer{}, asked.Add(1) == 1 // withdrawn after it was asked for
+				asked++
+				return Layer{}, asked == 1 // withdrawn after it was asked for
 			}}
 		ended := make(chan error, 1)
 		ctx, stop := context.WithCancel(t.Context())
@@ -88,8 +111,9 @@ func TestRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(settle + 2*retryAfter)
-		if n := asked.Load(); n < 3 {
-			t.Errorf("tried %d times, want 2 at least", n-1)
+		synctest.Wait()
+		if asked < 3 {
+			t.Errorf("tried %d times, want 2 at least", asked-1)
 		}
 		time.Sleep(time.Minute)
 		c.mu.Lock()

@@ -287,6 +287,36 @@ func TestTrees(t *testing.T) {
 	}
 }
 
+// Anybody may say what he wants; the answer is whether it is sent.
+func TestWant(t *testing.T) {
+	s := newServer(t)
+	layer := wire.DigestOf([]byte("layer"))
+	body := `{"client":"00112233445566ff","lost":0,"layer":"` + string(layer) + `"}`
+	post := func(body, want string) {
+		t.Helper()
+		public, _, _ := s.Routes()
+		w := request(t, public, "POST", wire.PathMulticast, "", body)
+		if got := fmt.Sprintf("%d %s", w.Code, w.Body); !strings.HasPrefix(got, want) {
+			t.Errorf("%.80s: %s, want %s", body, got, want)
+		}
+	}
+	post(body, "404 ") // there is no multicast
+	sent, err := false, error(nil)
+	s.Want = func(w wire.Want) (bool, error) {
+		if w.Layer != layer {
+			t.Errorf("%s is wanted, want %s", w.Layer, layer)
+		}
+		return sent, err
+	}
+	post(body, "204 ")
+	sent = true
+	post(body, "202 ")
+	err = errors.New("no such layer")
+	post(body, `404 {"error":"no such layer"}`)
+	post(`{"client":"n1"}`, "400 ")
+	post(body+strings.Repeat(" ", wire.MaxWant), "413 ")
+}
+
 func TestAgent(t *testing.T) {
 	s := newServer(t)
 	apply(t, s, twoNodes)

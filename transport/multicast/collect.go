@@ -115,7 +115,7 @@ func (c *collector) follow(h header, now time.Time) {
 // nothing is said, unless there are no more; until then it is not known.
 func (c *collector) lost(now time.Time) (share float64, known bool) {
 	const enough = 50
-	sent := int(c.max-c.first) + 1
+	sent := int(int32(c.max-c.first)) + 1 // 0 when none came but late ones
 	if c.came > 0 && (sent >= enough || !c.measured && now.Sub(c.heard) > breakAfter) {
 		c.measured = true
 		c.share = max(0, 1-float64(c.came)/float64(sent))
@@ -323,11 +323,16 @@ func (c *collector) flows(now time.Time) bool {
 	return !c.heard.IsZero() && now.Sub(c.heard) < aloneAfter
 }
 
+// trusted says whether what is sent turns out to be right, lately.
+func (c *collector) trusted(now time.Time) bool {
+	return c.spoilt < 2 && now.Sub(c.put) <= hopeFor
+}
+
 // expected says of each piece whether it comes by itself: those ahead of the
 // sender in this pass, and of a block that it has passed all but as many as
 // others have to bring to make it complete. nil when nothing comes.
 func (c *collector) expected(now time.Time) []bool {
-	if !c.flows(now) || c.spoilt > 1 || now.Sub(c.put) > hopeFor {
+	if !c.flows(now) || !c.trusted(now) {
 		return nil
 	}
 	all := make([]bool, len(c.info.Hashes))

@@ -144,6 +144,16 @@ func TestExpected(t *testing.T) {
 	if c.expected(now) != nil {
 		t.Error("something is expected of who is silent")
 	}
+	now = c.put.Add(hopeFor)
+	hear(3, 0)
+	if c.expected(now) == nil || !c.trusted(now) {
+		t.Error("nothing is expected of who sends again")
+	}
+	now = now.Add(1)
+	hear(3, 1)
+	if c.expected(now) != nil || c.trusted(now) {
+		t.Error("something is expected of who sends rows and never a piece")
+	}
 }
 
 func TestLost(t *testing.T) {
@@ -162,5 +172,9 @@ func TestLost(t *testing.T) {
 		if got, known := c.lost(now); !known || got < want-0.01 || got > want+0.01 {
 			t.Errorf("round %d: %.3f lost, want %.2f", round, got, want)
 		}
+	}
+	c.add(header{seq: 599, last: 3}, rows[0][0], now) // twice, and after it was asked
+	if got, _ := c.lost(now); got != 0 || c.heavy != 0 {
+		t.Errorf("%.3f lost after a late datagram, want 0", got)
 	}
 }

@@ -49,8 +49,23 @@ func (d *Demand) Hear(w wire.Want, now time.Time) (news bool) {
 	return !known && !w.Done
 }
 
-// Clients is how many nodes want the layer.
-func (d *Demand) Clients(now time.Time) int { return len(d.fresh(now)) }
+// Clients is how many nodes want the layer, and how many of these hear what is sent
+// and have others who fill their holes.
+func (d *Demand) Clients(now time.Time) (all, served int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, c := range d.clients {
+		if now.Sub(c.at) > StaleAfter {
+			delete(d.clients, name)
+			continue
+		}
+		all++
+		if c.Helped && c.Lacks != nil {
+			served++
+		}
+	}
+	return all, served
+}
 
 // Changed is closed with the next word of a node.
 func (d *Demand) Changed() <-chan struct{} {
@@ -98,10 +113,9 @@ func needs(clients []client, sent []time.Time) []float64 {
 
 // pass is the blocks of one turn, beginning with block first. Those of which
 // little is lacked come before all others: they are soon done, and free the
-// memory of those who wait for it. Without a way back all that can be known is
+// memory of those who wait for it; unless it is the turn of all. Without a way back all that can be known is
 // that somebody may lack everything.
-func pass(needs []float64, first int, always bool) []order {
-	const little = 0.25
+func pass(needs []float64, first int, always, all bool) []order {
 	var few, many []order
 	for i := range needs {
 		b := (first + i) % len(needs)
@@ -114,11 +128,16 @@ func pass(needs []float64, first int, always bool) []order {
 			many = append(many, order{b, 1})
 		}
 	}
-	if len(few) > 0 {
+	if len(few) > 0 && !all {
 		return few
 	}
-	return many
+	return append(few, many...)
 }
+
+const (
+	little = 0.25
+	maxFew = 8 // passes in a row over what little is lacked of: anybody may say that he lacks some
+)
 
 // An order is to send so many rows of a block, as a share of its data rows.
 type order struct {

@@ -14,16 +14,18 @@ func TestPass(t *testing.T) {
 		needs  []float64
 		first  int
 		always bool
+		all    bool
 		want   []order
 	}{
 		{name: "nothing", needs: []float64{0, 0, 0}},
 		{name: "everything", needs: []float64{1, 1, 1}, first: 2, want: []order{{2, 1}, {0, 1}, {1, 1}}},
 		{name: "what is lacked", needs: []float64{0, 1, 0.5}, want: []order{{1, 1}, {2, 0.5}}},
 		{name: "a little first", needs: []float64{1, 0.1, 0, 0.2}, want: []order{{1, 0.1}, {3, 0.2}}},
+		{name: "a little, and all others", needs: []float64{1, 0.1, 0}, all: true, want: []order{{1, 0.1}, {0, 1}}},
 		{name: "nobody can say", needs: []float64{0, 0}, always: true, want: []order{{0, 1}, {1, 1}}},
 		{name: "somebody can", needs: []float64{0, 0.1}, always: true, want: []order{{1, 0.1}}},
 	} {
-		if got := pass(tt.needs, tt.first, tt.always); !reflect.DeepEqual(got, tt.want) {
+		if got := pass(tt.needs, tt.first, tt.always, tt.all); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -89,14 +91,14 @@ func TestDemand(t *testing.T) {
 	default:
 		t.Error("nobody was told that somebody came")
 	}
-	if n := d.Clients(now.Add(20 * time.Second)); n != 2 {
+	if n, _ := d.Clients(now.Add(20 * time.Second)); n != 2 {
 		t.Errorf("%d clients, want 2", n)
 	}
-	if n := d.Clients(now.Add(StaleAfter + 1)); n != 1 {
+	if n, _ := d.Clients(now.Add(StaleAfter + 1)); n != 1 {
 		t.Errorf("%d clients when one is silent, want 1", n)
 	}
 	d.Hear(wire.Want{Client: "b", Done: true}, now)
-	if n := d.Clients(now); n != 0 {
+	if n, _ := d.Clients(now); n != 0 {
 		t.Errorf("%d clients when all are done, want 0", n)
 	}
 }

@@ -48,12 +48,16 @@ func (s *Sender) Run(ctx context.Context) error {
 	r := &round{Sender: s, layout: l, out: out, own: transport.NewLimiter(s.Rate), sender: rand.Uint32(),
 		cursor: make([]int, l.blocks()), sent: make([]time.Time, l.blocks())}
 	first := l.of(int(s.First / s.Info.PieceLength))
+	few := 0 // passes in a row that were over blocks of which little is lacked
 	for ctx.Err() == nil {
 		clients := s.Demand.fresh(time.Now())
-		orders := pass(needs(clients, r.sent), first, s.Always)
+		orders := pass(needs(clients, r.sent), first, s.Always, few >= maxFew)
 		if len(orders) == 0 {
 			wait(ctx, s.Demand.Changed(), time.Second)
 			continue
+		}
+		if few++; orders[len(orders)-1].need > little {
+			few = 0
 		}
 		r.pass++
 		if err := r.send(ctx, orders); err != nil && ctx.Err() == nil {

@@ -174,7 +174,7 @@ func (r *reception) one(datagram []byte, now time.Time) {
 		return
 	}
 	if c := r.col; c == nil || c.shard != len(shard) {
-		if c != nil && c.flows(now) {
+		if c != nil && c.flows(now) && c.trusted(now) {
 			return // a second sender, with packets of another size
 		}
 		l, err := newLayout(r.pieces.Info(), len(shard))
@@ -185,8 +185,8 @@ func (r *reception) one(datagram []byte, now time.Time) {
 		r.col.wanted(r.pieces, r.pieces.Wanted())
 	}
 	b, helps, news := r.col.add(h, shard, now)
-	if helps && r.col.spoilt < 2 {
-		// Only what turns out to be right is a sign of life, when much was not.
+	if helps && r.col.trusted(now) {
+		// Otherwise only what turns out to be right is a sign of life.
 		r.pieces.Received(len(shard))
 	}
 	if news {

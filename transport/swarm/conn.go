@@ -365,6 +365,9 @@ func (c *conn) handle(m *pp.Message) error {
 	t, now := c.t, time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !t.conns[c] { // what it says is counted no longer, and nobody would take it back
+		return net.ErrClosed
+	}
 	if c.Stalled > 0 {
 		c.Paused = time.Time{} // it is back
 	}

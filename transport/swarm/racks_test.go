@@ -107,6 +107,33 @@ func TestFarPieces(t *testing.T) {
 	})
 }
 
+// What comes from a connection that has lost its place is not counted: nothing would
+// be brought in that it had, and a server would keep for it what it has drawn.
+func TestNoPlaceNoWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		t.Cleanup(end)
+		server, node := s.server().torrent, s.node(s.rate).torrent
+		for _, torrent := range []*Torrent{server, node} {
+			gone := attach(t, torrent, nodePrefix, 1)
+			torrent.detach(gone)
+			for _, m := range []pp.Message{
+				{Type: pp.Have, Index: 7},
+				{Type: pp.Extended, ExtendedID: pp.HandshakeExtendedID, ExtendedPayload: bencode.MustMarshal(map[string]string{rackKey: "r1"})},
+			} {
+				if err := gone.handle(&m); err == nil {
+					t.Errorf("%v: nil, want an error", m.Type)
+				}
+			}
+			torrent.mu.Lock()
+			if n := torrent.copies[7]; n != 0 || torrent.nearby.Here(7) {
+				t.Errorf("%d copies of what is gone", n)
+			}
+			torrent.mu.Unlock()
+		}
+	})
+}
+
 // A place is four racks of nodes behind uplinks that carry a quarter of the site's
 // rate, with one server.
 type place struct {
