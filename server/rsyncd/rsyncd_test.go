@@ -22,6 +22,7 @@ import (
 	"rookery/image/imagetest"
 	"rookery/image/store"
 	"rookery/server/site"
+	"rookery/transport/transporttest"
 	"rookery/wire"
 )
 
@@ -83,16 +84,15 @@ func serve(t *testing.T, s *Server, tlsConfig *tls.Config) *running {
 // tree asks for a tree until it is there.
 func (r *running) tree(t *testing.T, v store.Version) wire.Tree {
 	t.Helper()
-	for {
-		tree, err := r.Tree(t.Context(), v.Manifest)
-		if err != nil {
+	var tree wire.Tree
+	transporttest.Until(t, func() bool {
+		var err error
+		if tree, err = r.Tree(t.Context(), v.Manifest); err != nil {
 			t.Fatal(err)
 		}
-		if tree.Module != "" {
-			return tree
-		}
-		time.Sleep(10 * time.Millisecond) // as a node asks again; another goroutine makes it
-	}
+		return tree.Module != ""
+	})
+	return tree
 }
 
 // stock runs the distribution's rsync, as anybody would.
@@ -191,16 +191,6 @@ func daemonOf(t *testing.T, parent int) (pid int) {
 	return pid
 }
 
-// until asks again and again about another process.
-func until(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not in 20 s", what)
-		}
-	}
-}
-
 // A daemon that dies takes its connections with it, and is started again.
 func TestDaemonKilled(t *testing.T) {
 	needsRsync(t)
@@ -211,12 +201,12 @@ func TestDaemonKilled(t *testing.T) {
 	from, to := fmt.Sprintf("rsync://127.0.0.1:%d/%s/", tree.Port, tree.Module), t.TempDir()
 
 	first := 0
-	until(t, "a daemon", func() bool { first = daemonOf(t, os.Getpid()); return first != 0 })
+	transporttest.Until(t, func() bool { first = daemonOf(t, os.Getpid()); return first != 0 })
 	cmd := exec.CommandContext(t.Context(), "rsync", "-a", "--bwlimit=4M", from, to)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "something comes", func() bool {
+	transporttest.Until(t, func() bool {
 		found, err := filepath.Glob(filepath.Join(to, ".big.*"))
 		return err == nil && len(found) > 0
 	})
@@ -267,12 +257,12 @@ func TestServerKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	daemon := 0
-	until(t, "a daemon", func() bool { daemon = daemonOf(t, cmd.Process.Pid); return daemon != 0 })
+	transporttest.Until(t, func() bool { daemon = daemonOf(t, cmd.Process.Pid); return daemon != 0 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	until(t, "end of the daemon", func() bool { return syscall.Kill(daemon, 0) == syscall.ESRCH })
+	transporttest.Until(t, func() bool { return syscall.Kill(daemon, 0) == syscall.ESRCH })
 }
 
 func TestPauseAfter(t *testing.T) {
@@ -407,7 +397,7 @@ func TestTreeWithoutRoom(t *testing.T) {
 	t.Cleanup(func() { syscall.Unmount(dir, 0) })
 	s := serve(t, &Server{Dir: dir, Store: images}, nil)
 	var err error
-	until(t, "an error", func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
+	transporttest.Until(t, func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
 	if !strings.Contains(err.Error(), "no space") {
 		t.Errorf("Tree: %v", err)
 	}
@@ -423,7 +413,7 @@ func TestTreeThatCannotBeMade(t *testing.T) {
 	}
 	s := serve(t, &Server{Dir: filepath.Join(t.TempDir(), "rsync"), Store: images}, nil)
 	var err error
-	until(t, "an error", func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
+	transporttest.Until(t, func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
 	if want := "rsync: tree of nasty:1: "; !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("Tree: %v, want %s", err, want)
 	}
@@ -434,7 +424,7 @@ func TestTreeThatCannotBeMade(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(beside, "x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "an error", func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
+	transporttest.Until(t, func() bool { _, err = s.Tree(t.Context(), v.Manifest); return err != nil })
 	if want := "rsync: tree of nasty:1: open " + beside; !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("Tree: %v, want %s", err, want)
 	}

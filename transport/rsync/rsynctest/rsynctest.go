@@ -14,7 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
+
+	"rookery/transport/transporttest"
 )
 
 // Module is the one module of a Daemon.
@@ -81,17 +82,14 @@ func (d *Daemon) Restart(t testing.TB) {
 	d.mu.Lock()
 	d.cmd, d.ended = cmd, started
 	d.mu.Unlock()
-	for try := 0; ; try++ { // it says nothing when it listens
+	transporttest.Until(t, func() bool { // it says nothing when it listens
 		c, err := net.Dial("tcp", d.addr)
-		if err == nil {
-			c.Close()
-			return
+		if err != nil {
+			return false
 		}
-		if try == 500 {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		c.Close()
+		return true
+	})
 }
 
 // Kill ends it as kill -9 does, with the processes of its connections.
