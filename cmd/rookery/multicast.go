@@ -49,12 +49,9 @@ func (c multicastConfig) check(served string, own netip.Addr) (outlet multicast.
 	if c.iface != "" {
 		outlet.Via = c.iface
 	}
-	group, err := netip.ParsePrefix(c.group)
-	if err != nil {
-		return outlet, m, 0, fmt.Errorf("multicast-group: %w", err)
-	}
-	if outlet.Via != served || !group.Addr().Is4() {
-		if outlet.From, err = sendingAddress(outlet.Via, group.Addr().Is4()); err != nil {
+	group, err := netip.ParsePrefix(c.group) // what is none is refused below
+	if ipv4 := group.Addr().Is4(); err == nil && (outlet.Via != served || !ipv4) {
+		if outlet.From, err = sendingAddress(outlet.Via, ipv4); err != nil {
 			return outlet, m, 0, fmt.Errorf("multicast-interface: %w", err)
 		}
 	}
