@@ -1,6 +1,7 @@
 package multicast
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -54,17 +55,13 @@ func (d *Demand) Hear(w wire.Want, now time.Time) (news bool) {
 func (d *Demand) Clients(now time.Time) (all, served int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for name, c := range d.clients {
-		if now.Sub(c.at) > StaleAfter {
-			delete(d.clients, name)
-			continue
-		}
-		all++
+	d.forget(now)
+	for _, c := range d.clients {
 		if c.Helped && c.Lacks != nil {
 			served++
 		}
 	}
-	return all, served
+	return len(d.clients), served
 }
 
 // Changed is closed with the next word of a node.
@@ -77,17 +74,16 @@ func (d *Demand) Changed() <-chan struct{} {
 	return d.changed
 }
 
-func (d *Demand) fresh(now time.Time) (list []client) {
+func (d *Demand) fresh(now time.Time) []client {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for name, c := range d.clients {
-		if now.Sub(c.at) > StaleAfter {
-			delete(d.clients, name)
-			continue
-		}
-		list = append(list, c)
-	}
-	return list
+	d.forget(now)
+	return slices.Collect(maps.Values(d.clients))
+}
+
+// forget drops those who have not said anything for long. Called by who holds mu.
+func (d *Demand) forget(now time.Time) {
+	maps.DeleteFunc(d.clients, func(_ string, c client) bool { return now.Sub(c.at) > StaleAfter })
 }
 
 // needs is what of each block is lacked, as a share of its data rows, by the node
