@@ -221,12 +221,9 @@ func TestRsyncDaemonKilled(t *testing.T) {
 	}
 }
 
-// Stopped in the middle, an installation starts again on what is there.
-func TestRsyncStartsAgain(t *testing.T) {
-	images, v, files := filed(t)
-	w := newWorld(t, images, v)
-	daemon := rsynctest.Start(t, files)
-	w.network.Rsync, w.in.Script.Transports = daemon, []string{"rsync"}
+// stopped runs the installation until rsync has brought the half of it.
+func (w *world) stopped(t *testing.T, daemon *rsynctest.Daemon) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	daemon.Look = func(came int64) bool {
@@ -238,6 +235,15 @@ func TestRsyncStartsAgain(t *testing.T) {
 	if _, err := w.in.Run(ctx); !errors.Is(err, context.Canceled) {
 		t.Fatalf("Run: %v, want it stopped", err)
 	}
+}
+
+// Stopped in the middle, an installation starts again on what is there.
+func TestRsyncStartsAgain(t *testing.T) {
+	images, v, files := filed(t)
+	w := newWorld(t, images, v)
+	daemon := rsynctest.Start(t, files)
+	w.network.Rsync, w.in.Script.Transports = daemon, []string{"rsync"}
+	w.stopped(t, daemon)
 	daemon.Look = nil
 	w.machine.Keeps = true
 	if _, err := w.in.Run(t.Context()); err != nil {
@@ -256,17 +262,7 @@ func TestRsyncLeavesNothingBehind(t *testing.T) {
 	w := newWorld(t, images, v)
 	daemon := rsynctest.Start(t, files)
 	w.network.Rsync, w.in.Script.Transports = daemon, []string{"rsync"}
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	daemon.Look = func(came int64) bool {
-		if came > 12<<20 {
-			stop()
-		}
-		return true
-	}
-	if _, err := w.in.Run(ctx); !errors.Is(err, context.Canceled) {
-		t.Fatalf("Run: %v, want it stopped", err)
-	}
+	w.stopped(t, daemon)
 	w.machine.Keeps, w.in.Script.Transports = true, []string{"http"}
 	for range 2 { // the second is told by the first's staging
 		if _, err := w.in.Run(t.Context()); err == nil || !strings.HasSuffix(err.Error(), `the first is "0evil": added`) {
