@@ -18,15 +18,21 @@ import (
 func TestServerKilledAndBack(t *testing.T) {
 	s := begin(t, 2*time.Minute)
 	s.begun(0.3)
+	back := s.outage()
+	s.done(s.nodes)
+	s.within(back + ideal)
+	s.ended()
+}
+
+// outage is a server that is killed and back after 10 s: when that was.
+func (s *story) outage() (back time.Duration) {
+	s.t.Helper()
 	s.server.PowerOff()
 	s.note("the server is gone")
 	s.lasts(10 * time.Second)
 	s.serve()
 	s.note("the server is back")
-	back := time.Since(s.start)
-	s.done(s.nodes)
-	s.within(back + ideal)
-	s.ended()
+	return time.Since(s.start)
 }
 
 func TestServerKilledAfterOneCopy(t *testing.T) {

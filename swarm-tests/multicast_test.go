@@ -151,12 +151,7 @@ func TestMulticastLateAndAgain(t *testing.T) {
 func TestMulticastServerKilledAndBack(t *testing.T) {
 	s := beginBy(t, 3*time.Minute, byMulticast("multicast"))
 	s.begun(0.3)
-	s.server.PowerOff()
-	s.note("the server is gone")
-	s.lasts(10 * time.Second)
-	s.serve()
-	s.note("the server is back")
-	back := time.Since(s.start)
+	back := s.outage()
 	s.done(s.nodes)
 	s.within(back + ideal*14/10)
 }
