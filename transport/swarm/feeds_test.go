@@ -9,6 +9,7 @@ import (
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"rookery/transport"
 	"rookery/transport/swarm/rules"
 	"rookery/transport/transporttest"
 )
@@ -141,6 +142,35 @@ func TestFeeds(t *testing.T) {
 			}
 			if !can() {
 				t.Errorf("node %d is not asked again when it is back", n)
+			}
+		}
+	})
+}
+
+// A server hears at once of what it has offered, and soon of the rest.
+func TestWhatAServerHears(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		t.Cleanup(end)
+		s.server().host.cut.Store(true)
+		torrent := s.node(s.rate).torrent
+		server := attach(t, torrent, serverPrefix, 0)
+		for n := 1; n < 3; n++ { // it is of interest still when it has given one of them
+			if err := server.handle(&pp.Message{Type: pp.Have, Index: pp.Integer(n)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-server.woken // with what was to be said at the start
+		for n, soon := range []bool{false, true} {
+			<-server.woken // as every second
+			at := n * int(s.info.PieceLength)
+			if err := torrent.pieces.Put(n, s.content[at:at+s.info.PieceSize(n)], transport.FromPeer); err != nil {
+				t.Fatal(err)
+			}
+			put := time.Now()
+			<-server.woken
+			if took := time.Since(put); (took <= rules.TellServers/4) != soon || took > rules.TellServers+rules.Measured {
+				t.Errorf("piece %d is told after %v, want it at once: %v", n, took, soon)
 			}
 		}
 	})
