@@ -230,6 +230,25 @@ func (s *site) complete(nodes []member) bool {
 	return true
 }
 
+// A server that is quiet gives nothing away, and goes on when it is not any more.
+func TestQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 64)
+		defer end()
+		server := s.server()
+		server.torrent.Quiet(true)
+		node := s.node(s.rate)
+		time.Sleep(30 * time.Second) // a copy
+		if missing := node.pieces.Missing(); missing != 64 {
+			t.Errorf("%d of 64 pieces missing, want all", missing)
+		}
+		server.torrent.Quiet(false)
+		if took := s.done(t, node)[0] - 1; took > 1.2 {
+			t.Errorf("then it took %.3f", took)
+		}
+	})
+}
+
 // A piece that only nodes had which are gone is given out again.
 func TestLostPiecesAreGivenOutAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
