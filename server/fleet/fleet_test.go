@@ -424,6 +424,39 @@ image: debian12
 	}
 }
 
+// Who has multicast among its transports is told where to listen, and at the rate of
+// its group.
+func TestMulticastReachesTheScript(t *testing.T) {
+	s := newSite(t)
+	sent := wire.Multicast{Group: "239.192.0.0/16", Port: 6882, Server: "10.0.0.1"}
+	s.Multicast = &sent
+	s.apply(`
+kind: Defaults
+image: debian12
+transports: [multicast, http]
+---
+kind: Group
+name: slow
+multicastRate: 5MB
+---
+kind: Node
+name: n1
+macs: [52:54:00:00:00:01]
+groups: [slow]
+---
+kind: Node
+name: n2
+macs: [52:54:00:00:00:02]
+transports: [http]
+`)
+	if _, script := s.script(s.hello(boots[0], mac1).Token); script.Multicast == nil || *script.Multicast != (wire.Multicast{Group: sent.Group, Port: sent.Port, Server: sent.Server, Rate: 5_000_000}) {
+		t.Errorf("n1 listens to %+v", script.Multicast)
+	}
+	if _, script := s.script(s.hello(boots[1], mac2).Token); script.Multicast != nil {
+		t.Errorf("n2 listens to %+v", script.Multicast)
+	}
+}
+
 // What is read is what was written.
 func TestRecordsAndBack(t *testing.T) {
 	const yaml = `
