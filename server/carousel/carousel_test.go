@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,12 +97,11 @@ func TestHear(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layer := wire.DigestOf(nil)
-		asked := 0
+		var asked atomic.Int64
 		c := &Carousel{MinClients: 1, Wait: time.Minute, Rate: 1 << 20, Group: "239.192.0.0/16", Log: slog.New(slog.DiscardHandler),
 			Quiet: func(wire.Digest, bool) {},
 			Layers: func(wire.Digest) (Layer, bool) {
-				asked++
-				return Layer{}, asked == 1 // withdrawn after it was asked for
+				return Layer{}, asked.Add(1) == 1 // withdrawn after it was asked for
 			}}
 		ended := make(chan error, 1)
 		ctx, stop := context.WithCancel(t.Context())
@@ -112,8 +112,8 @@ func TestRun(t *testing.T) {
 		}
 		time.Sleep(settle + 2*retryAfter)
 		synctest.Wait()
-		if asked < 3 {
-			t.Errorf("tried %d times, want 2 at least", asked-1)
+		if n := asked.Load(); n < 3 {
+			t.Errorf("tried %d times, want 2 at least", n-1)
 		}
 		time.Sleep(time.Minute)
 		c.mu.Lock()
