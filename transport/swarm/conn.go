@@ -544,7 +544,8 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 		if n > 0 {
 			t.pieces.Received(n)
 			t.mu.Lock()
-			c.Stalled, c.Heard = 0, time.Now()
+			c.Heard = time.Now()
+			c.recount(func() { c.Stalled = 0 })
 			t.mu.Unlock()
 		}
 		if err != nil && len(b) > 0 {

@@ -232,9 +232,11 @@ func (t *Torrent) stalls(now time.Time) {
 			continue
 		}
 		t.abandon(c)
-		if c.Stalls(now) {
-			c.close()
-		}
+		c.recount(func() {
+			if c.Stalls(now) {
+				c.close()
+			}
+		})
 	}
 }
 

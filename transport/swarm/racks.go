@@ -49,22 +49,31 @@ func (c *conn) moves(rack string) {
 
 // place notes whether a peer is near.
 func (c *conn) place() {
-	t, was := c.t, c.Far
-	c.Stand(c.rack, t.rack)
+	c.recount(func() { c.Stand(c.rack, c.t.rack) })
 	c.Mate = c.Mate && c.ours
+	c.t.nearby.Redraw()
+}
+
+// recount has what a peer has counted anew where that depends on what changes.
+func (c *conn) recount(change func()) {
+	t, now := c.t, time.Now()
+	was := c.Feed
+	change()
+	if was.Far == c.Far && was.Stalled > 0 == (c.Stalled > 0) {
+		return
+	}
 	for n := range t.copies {
-		if was != c.Far && c.has.Has(n) {
-			t.nearby.Count(was, n, -1, time.Now())
-			t.nearby.Count(c.Far, n, 1, time.Now())
+		if c.has.Has(n) {
+			t.nearby.Count(&was, n, -1, now)
+			t.nearby.Count(&c.Feed, n, 1, now)
 		}
 	}
-	t.nearby.Redraw()
 }
 
 // counts adds d to the number of peers that have a piece.
 func (t *Torrent) counts(c *conn, n, d int) {
 	t.copies[n] += int32(d)
-	t.nearby.Count(c.Far, n, d, time.Now())
+	t.nearby.Count(&c.Feed, n, d, time.Now())
 }
 
 // mates are the ids of those with whom this node shares what is to be brought in.

@@ -107,6 +107,63 @@ func TestFarPieces(t *testing.T) {
 	})
 }
 
+// What only a mate has that does not answer is brought in all the same; when it
+// answers again, it is near again.
+func TestASilentMateIsNotNear(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		t.Cleanup(end)
+		s.server().host.cut.Store(true)
+		torrent := s.node(s.rate).torrent
+		torrent.mu.Lock()
+		torrent.stands("r1")
+		torrent.mu.Unlock()
+		mate, far := attach(t, torrent, nodePrefix, 1), attach(t, torrent, nodePrefix, 2)
+		mate.says(t, "r1")
+		far.says(t, "r2")
+		have := pp.Message{Type: pp.Have, Index: 7}
+		asked := func(c *conn) bool {
+			torrent.mu.Lock()
+			defer torrent.mu.Unlock()
+			return slices.ContainsFunc(c.open, func(d *download) bool { return d.piece == 7 })
+		}
+		mate.hears(t, have, pp.Message{Type: pp.Unchoke})
+		far.hears(t, have, pp.Message{Type: pp.Unchoke})
+		if !asked(mate) || asked(far) {
+			t.Fatalf("asks the mate: %v, the far one: %v; want the mate alone", asked(mate), asked(far))
+		}
+		for range 60 { // the mate may have drawn the lower lot
+			if time.Sleep(250 * time.Millisecond); asked(far) {
+				break
+			}
+		}
+		if !asked(far) {
+			t.Error("nobody is asked for what only a silent mate has")
+		}
+		near := func() bool {
+			torrent.mu.Lock()
+			defer torrent.mu.Unlock()
+			return torrent.nearby.Here(7)
+		}
+		if near() {
+			t.Error("what a silent mate has is near")
+		}
+		torrent.mu.Lock()
+		mate.recount(func() { mate.Stalled = 0 }) // as when a block of it comes
+		torrent.detachLocked(far)
+		torrent.mu.Unlock()
+		if !near() {
+			t.Error("what the mate has is not near any more")
+		}
+		torrent.mu.Lock()
+		torrent.detachLocked(mate)
+		torrent.mu.Unlock()
+		if near() {
+			t.Error("what nobody has is near")
+		}
+	})
+}
+
 // What comes from a connection that has lost its place is not counted: nothing would
 // be brought in that it had, and a server would keep for it what it has drawn.
 func TestNoPlaceNoWord(t *testing.T) {

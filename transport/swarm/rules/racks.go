@@ -63,7 +63,7 @@ func (f *Feed) Watch(ours time.Time) (changed bool) {
 
 // A Nearby is what a node knows of the pieces that are in its rack and in others.
 type Nearby struct {
-	near []int32     // how many peers that are not far have a piece
+	near []int32     // how many peers have a piece that are not far, and do not stall
 	afar []time.Time // since when one that is far has it
 	lots []int32     // how many mates bring it in before the node does; nil: to be drawn
 	busy time.Time   // when there was something on its way
@@ -74,13 +74,14 @@ func NewNearby(pieces int, now time.Time) Nearby {
 	return Nearby{near: make([]int32, pieces), afar: make([]time.Time, pieces), busy: now}
 }
 
-// Count adds d to the number of peers, far ones or others, that have piece n.
-func (b *Nearby) Count(far bool, n, d int, now time.Time) {
+// Count adds d to the number of peers like f that have piece n. Of one that stalls
+// it cannot be had: it does not keep others from bringing it in.
+func (b *Nearby) Count(f *Feed, n, d int, now time.Time) {
 	switch {
-	case !far:
-		b.near[n] += int32(d)
-	case d > 0 && b.afar[n].IsZero():
+	case f.Far && d > 0 && b.afar[n].IsZero():
 		b.afar[n] = now
+	case !f.Far && f.Stalled == 0:
+		b.near[n] += int32(d)
 	}
 }
 
