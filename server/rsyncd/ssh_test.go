@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -192,6 +194,54 @@ func TestNodeBySSH(t *testing.T) {
 			}
 			imagetest.Same(t, below(imagetest.Snapshot(t, dir)), below(nasty.Lines()))
 		}
+	}
+}
+
+// Who takes nothing is given up, although the connection itself is not full.
+func TestSSHClientTakesNothing(t *testing.T) {
+	_, keys := newSite(t)
+	hostKey, err := keys.HostKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() {
+		c, err := ssh.Dial("tcp", ln.Addr().String(), &ssh.ClientConfig{HostKeyCallback: ssh.InsecureIgnoreHostKey()})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		c.OpenChannel("session", nil)
+		c.Wait() // reads the connection, and not the channel
+	})
+	here, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	config := &ssh.ServerConfig{NoClientAuth: true}
+	config.AddHostKey(hostKey)
+	_, channels, requests, err := ssh.NewServerConn(here, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts.Go(func() { ssh.DiscardRequests(requests) })
+	channel, asks, err := (<-channels).Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts.Go(func() { ssh.DiscardRequests(asks) })
+	client := &session{Conn: here, channel: channel}
+	client.SetWriteDeadline(time.Now().Add(time.Second / 10))
+	if n, err := client.Write(make([]byte, 16<<20)); err == nil {
+		t.Errorf("%d bytes were taken", n)
 	}
 }
 
