@@ -46,7 +46,7 @@ var importers = map[string]struct {
 	"golang.org/x/sys":                           {nil, "system calls"},
 	"golang.org/x/net":                           {nil, "ICMP and socket options"},
 	"golang.org/x/term":                          {nil, "the width of a terminal"},
-	"golang.org/x/crypto/ssh":                    {nil, "host keys in their file format"},
+	"golang.org/x/crypto/ssh":                    {nil, "host keys in their file format, and the way to rsync through ssh"},
 	"github.com/anacrolix/torrent/metainfo":      {[]string{"transport"}, ""},
 	"github.com/anacrolix/torrent/bencode":       {[]string{"transport", "transport/swarm", "transport/tracker"}, "torrents, and the two ends of an announcement"},
 	"github.com/anacrolix/torrent/peer_protocol": {[]string{"transport/swarm"}, ""},

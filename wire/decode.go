@@ -88,7 +88,7 @@ func DecodeTree(b []byte) (Tree, error) {
 	if strings.Trim(t.Module, "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
 		return Tree{}, fmt.Errorf("tree: module: %.80q: want letters a-z and digits", t.Module)
 	}
-	for _, port := range []int{t.Port, t.TLSPort} {
+	for _, port := range []int{t.Port, t.TLSPort, t.SSHPort} {
 		if port < 0 || port > 65535 {
 			return Tree{}, fmt.Errorf("tree: port %d: want 0 to 65535", port)
 		}

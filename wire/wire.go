@@ -74,6 +74,7 @@ type Tree struct {
 	Address string `json:"address,omitempty"` // of the server, as it knows itself
 	Port    int    `json:"port,omitempty"`    // plain; 0 is none
 	TLSPort int    `json:"tlsPort,omitempty"` // with a certificate of the site's authority; 0 is none
+	SSHPort int    `json:"sshPort,omitempty"` // by ssh, whose host key that authority has certified; 0 is none
 	Done    int64  `json:"done,omitempty"`    // while they are made: bytes of layers that were read
 	Total   int64  `json:"total,omitempty"`   // of
 }

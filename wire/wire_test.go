@@ -282,6 +282,8 @@ func TestDecodeTree(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"done":3,"total":7}`:                       "",
 		`{"module":"0a1b","port":873,"tlsPort":874}`: "",
+		`{"module":"0a1b","sshPort":2222}`:           "",
+		`{"sshPort":65536}`:                          "tree: port 65536: want 0 to 65535",
 		`{"module":"../x","port":873}`:               `tree: module: "../x": want letters a-z and digits`,
 		`{"module":"x --delete"}`:                    `tree: module: "x --delete": want letters a-z and digits`,
 		`{"port":70000}`:                             "tree: port 70000: want 0 to 65535",

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"rookery/transport"
 	bulk "rookery/transport/http"
 	"rookery/transport/multicast"
@@ -32,7 +34,8 @@ type Site struct {
 	Mirrors  []string           // URLs of layers without their digest, besides the server's own
 	Download *transport.Limiter // of what comes by HTTP
 	Switched func(text string)  // told how layers come from now on, and why; may be nil
-	TLS      *tls.Config        // that trusts the server for files; nil: they come plain
+	TLS      *tls.Config        // that trusts the server for files; nil: they do not come over TLS
+	SSH      ssh.PublicKey      // the authority of its host keys, for files; nil: they do not come by ssh
 }
 
 // getFor is for the whole of a file, which has a few MiB at the most: a server
@@ -118,7 +121,7 @@ func (s *Site) Join(p *transport.Pieces, transports []string, patience time.Dura
 	return policy, member, nil
 }
 
-// Files fetches them over TLS where both sides can.
+// Files fetches them by ssh where both sides can, else over TLS, else plainly.
 func (s *Site) Files(ctx context.Context, manifest wire.Digest, job rsync.Job) error {
 	tree, err := s.tree(ctx, manifest)
 	if err != nil {
@@ -128,31 +131,33 @@ func (s *Site) Files(ctx context.Context, manifest wire.Digest, job rsync.Job) e
 	if err != nil {
 		return err
 	}
-	port, config := tree.Port, (*tls.Config)(nil)
-	if s.TLS != nil && tree.TLSPort != 0 {
-		port, config = tree.TLSPort, s.TLS
-	}
-	if port == 0 {
-		return fmt.Errorf("%s: the server offers files over TLS alone, and this node has no certificate authority", s.Base)
+	port, dial := tree.Port, (&net.Dialer{}).DialContext
+	switch {
+	case s.SSH != nil && tree.SSHPort != 0:
+		port, dial = tree.SSHPort, s.dialSSH
+	case s.TLS != nil && tree.TLSPort != 0:
+		port, dial = tree.TLSPort, (&tls.Dialer{Config: s.TLS}).DialContext
+	case port == 0:
+		return fmt.Errorf("%s: the server offers files encrypted alone, and this node has no certificate authority", s.Base)
 	}
 	job.Module, job.Limit = tree.Module, s.Download
 	job.Dial = func(ctx context.Context) (net.Conn, error) {
-		return dial(ctx, net.JoinHostPort(base.Hostname(), strconv.Itoa(port)), config)
+		ctx, cancel := context.WithTimeout(ctx, dialFor)
+		defer cancel()
+		return dial(ctx, "tcp", net.JoinHostPort(base.Hostname(), strconv.Itoa(port)))
 	}
 	return rsync.Run(ctx, job)
 }
 
-// dialFor is for a connection, with the handshakes of TCP and TLS.
+// dialFor is for a connection, with the handshakes of TCP, and of TLS or ssh.
 const dialFor = 20 * time.Second
 
-// dial connects, over TLS unless config is nil.
-func dial(ctx context.Context, addr string, config *tls.Config) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialFor)
-	defer cancel()
-	if config != nil {
-		return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
+func (s *Site) dialSSH(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
 	}
-	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	return rsync.SSH(ctx, conn, s.SSH)
 }
 
 // madeFor is how long the server may make files ready without getting on.

@@ -17,6 +17,7 @@ import (
 	"rookery/agent/report"
 	"rookery/image"
 	"rookery/transport"
+	"rookery/transport/rsync"
 	"rookery/transport/swarm"
 	"rookery/wire"
 )
@@ -185,6 +186,9 @@ func (a *agent) install(ctx context.Context, script wire.Script, send func(conte
 	}
 	if a.site.CA != "" {
 		if site.TLS, err = report.TLS(a.site.CA); err != nil {
+			return script.OnFailure, err
+		}
+		if site.SSH, err = rsync.Authority(a.site.CA); err != nil {
 			return script.OnFailure, err
 		}
 	}

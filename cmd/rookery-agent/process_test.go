@@ -30,10 +30,13 @@ import (
 	"rookery/disklayout/apply"
 	"rookery/image"
 	"rookery/image/store"
+	"rookery/server/rsyncd"
+	keys "rookery/server/site"
 	"rookery/transport"
 	"rookery/transport/rsync/rsynctest"
 	"rookery/transport/swarm"
 	"rookery/transport/tracker"
+	"rookery/transport/transporttest"
 	"rookery/wire"
 )
 
@@ -748,6 +751,56 @@ func TestRsync(t *testing.T) {
 	if want := "rookery: fetch: http takes over from rsync: rsync: " + s.URL + wire.PathTrees; !strings.Contains(out.String(), want) ||
 		!strings.Contains(out.String(), "500 Internal Server Error: rsync: the server runs without it") {
 		t.Errorf("it does not say %q, and why\n%s", want, out)
+	}
+}
+
+// By ssh, from a server that offers nothing else.
+func TestRsyncBySSH(t *testing.T) {
+	if err := rsyncd.Available(); err != nil {
+		t.Skipf("rsync: %v: run as root, with Debian's package rsync", err)
+	}
+	s := newSite(t)
+	ours, err := keys.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostKey, err := ours.HostKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &rsyncd.Server{
+		Dir: t.TempDir(), Store: s.images, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), SSH: ln, HostKey: hostKey,
+		Needed: func(context.Context) (map[wire.Digest]bool, error) { return nil, nil },
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	var tree wire.Tree
+	transporttest.Until(t, func() bool {
+		if tree, err = server.Tree(ctx, s.version.Manifest); err != nil {
+			t.Fatal(err)
+		}
+		return tree.Module != ""
+	})
+	s.set(func() { s.trees = []wire.Tree{tree} })
+	script, root := filepath.Join(t.TempDir(), "script.json"), filepath.Join(t.TempDir(), "root")
+	trusted, _ := json.Marshal(wire.Site{Key: s.key.Public().(ed25519.PublicKey), CA: ours.Public().CA})
+	sealed := s.seal(t, func(w *wire.Script) { w.Transports = []string{"rsync"} })
+	if err := errors.Join(os.WriteFile(s.file, trusted, 0o600), os.WriteFile(script, sealed, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	cmd, out := agentProcess(t, "install", "--script", script, "--site", s.file, "--http", s.URL, "--root", root, "--listen", "")
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checkInstalled(t, root)
+	if s.served > s.version.Layers[0].Size/2 {
+		t.Errorf("%d bytes of the layer came by HTTP, want the index", s.served)
 	}
 }
 

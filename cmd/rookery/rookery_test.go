@@ -276,7 +276,7 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"serve", "--interface", "lo", "--address", "10.1.2.3"}, "serve: address 10.1.2.3: interface "},
 		{[]string{"serve", "--interface", "lo", "--without", "dchp"}, `serve: without: "dchp" is not one of dhcp, tftp, radvd, seeder, multicast, rsync`},
 		{[]string{"serve", "--interface", "lo", "--tftp-port", "0"}, "serve: a port is 0"},
-		{[]string{"serve", "--interface", "lo", "--rsync-port", "0", "--rsync-tls-port", "0"}, "serve: rsync-port and rsync-tls-port are both 0"},
+		{[]string{"serve", "--interface", "lo", "--rsync-port", "0", "--rsync-tls-port", "0"}, "serve: rsync-port, rsync-tls-port and rsync-ssh-port are all 0"},
 		{[]string{"serve", "--interface", "lo", "--multicast-group", "nonsense"}, `serve: multicast-group: "nonsense" is not a range of multicast addresses`},
 		{[]string{"serve", "--interface", "lo", "--multicast-group", "10.0.0.0/8"}, `serve: multicast-group: "10.0.0.0/8" is not a range of multicast addresses`},
 		{[]string{"serve", "--interface", "lo", "--multicast-port", "0"}, "serve: multicast-port: 0, want 1 to 65535"},

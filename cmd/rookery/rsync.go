@@ -51,6 +51,10 @@ the transport rsync is to get that version, and for a day after they were last a
 				fmt.Fprintf(cmd.OutOrStdout(), "  RSYNC_SSL_CA_CERT=%s RSYNC_SSL_SKIP_HOSTNAME_CHECK=1 rsync-ssl -aHAX --numeric-ids %s DIR\n",
 					site.CAFile(dir().site()), address(t, t.TLSPort, 874))
 			}
+			if t.SSHPort != 0 {
+				fmt.Fprintf(cmd.OutOrStdout(), "  rsync -aHAX --numeric-ids -e \"ssh -p %d -o HostKeyAlias=%s -o UserKnownHostsFile=%s\" %s::%s/ DIR\n",
+					t.SSHPort, wire.ServerName, site.KnownHostsFile(dir().site()), t.Address, t.Name)
+			}
 			return nil
 		},
 	}

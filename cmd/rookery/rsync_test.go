@@ -35,6 +35,7 @@ func TestRsyncAsItIsWritten(t *testing.T) {
 	if _, err := run(t, state, "image", "rsync", "debian12:1"); err == nil || !strings.HasSuffix(err.Error(), "start it with 'rookery serve'") {
 		t.Errorf("image rsync without a server: %v", err)
 	}
+	t.Setenv("ROOKERY_RSYNC_SSH_PORT", "2222")
 	s := startServerIn(t, state, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET})
 	here := strings.NewReplacer("/var/lib/rookery", state, "/mnt/", home+"/mnt/", "192.0.2.1", "127.0.0.1")
 	if err := os.Mkdir(filepath.Join(home, "mnt"), 0o755); err != nil {
@@ -54,16 +55,17 @@ func TestRsyncAsItIsWritten(t *testing.T) {
 		}
 		said += string(out)
 	}
-	if ran != 3 {
-		t.Errorf("%d commands, want those of the three ways", ran)
+	if ran != 4 {
+		t.Errorf("%d commands, want what says the three ways, and these", ran)
 	}
 	want := filepath.Join(home, "want")
 	must(t, state, "image", "extract", "debian12:1", want)
-	for _, name := range []string{"copy", "copy2"} {
+	for _, name := range []string{"copy", "copy2", "copy3"} {
 		imagetest.Same(t, imagetest.Snapshot(t, filepath.Join(home, "mnt", name)), imagetest.Snapshot(t, want))
 	}
 	for _, line := range []string{
 		"  rsync -aHAX --numeric-ids rsync://127.0.0.1/debian12-1/ DIR\n",
+		"  rsync -aHAX --numeric-ids -e \"ssh -p 2222 -o HostKeyAlias=rookery -o UserKnownHostsFile=" + state + "/site/known_hosts\" 127.0.0.1::debian12-1/ DIR\n",
 		"  RSYNC_SSL_CA_CERT=" + state + "/site/ca.crt RSYNC_SSL_SKIP_HOSTNAME_CHECK=1 rsync-ssl -aHAX --numeric-ids rsync://127.0.0.1/debian12-1/ DIR\n",
 	} {
 		if !strings.Contains(said, line) {

@@ -41,7 +41,7 @@ type serveConfig struct {
 	dhcp    dhcpConfig
 	off     []string
 
-	httpPort, httpsPort, swarmPort, tftpPort, rsyncPort, rsyncTLSPort uint16
+	httpPort, httpsPort, swarmPort, tftpPort, rsyncPort, rsyncTLSPort, rsyncSSHPort uint16
 
 	egress string // limit
 
@@ -92,8 +92,9 @@ and stops no installation.`,
 	f.Uint16Var(&c.httpsPort, "https-port", 443, "agents' API")
 	f.Uint16Var(&c.swarmPort, "swarm-port", 6881, "seeder")
 	f.Uint16Var(&c.tftpPort, "tftp-port", 69, "boot programs for PXE")
-	f.Uint16Var(&c.rsyncPort, "rsync-port", 873, "images as files, by rsync; 0 for TLS alone")
+	f.Uint16Var(&c.rsyncPort, "rsync-port", 873, "images as files, by rsync, not encrypted; 0 for none")
 	f.Uint16Var(&c.rsyncTLSPort, "rsync-tls-port", 874, "the same over TLS; 0 for none")
+	f.Uint16Var(&c.rsyncSSHPort, "rsync-ssh-port", 0, "the same by ssh, such as 2222; 0 for none")
 	f.StringVar(&c.egress, "egress-limit", "none", "what layers may take of the uplink in bytes a second, such as 100MB, by HTTP, swarm and rsync together")
 	c.multicast.flags(f)
 	f.StringVar(&c.ipxe, "ipxe", "/usr/lib/ipxe", "directory of iPXE's boot programs")
@@ -117,8 +118,8 @@ func (c serveConfig) check() error {
 	if min(c.httpPort, c.httpsPort, c.swarmPort, c.tftpPort) == 0 {
 		return errors.New("serve: a port is 0, want 1 to 65535")
 	}
-	if c.rsyncPort == 0 && c.rsyncTLSPort == 0 && !slices.Contains(c.off, "rsync") {
-		return errors.New("serve: rsync-port and rsync-tls-port are both 0: to serve no images by rsync, say --without rsync")
+	if max(c.rsyncPort, c.rsyncTLSPort, c.rsyncSSHPort) == 0 && !slices.Contains(c.off, "rsync") {
+		return errors.New("serve: rsync-port, rsync-tls-port and rsync-ssh-port are all 0: to serve no images by rsync, say --without rsync")
 	}
 	if c.dhcp.lease < shortestLease {
 		return fmt.Errorf("serve: lease-time: %s, want at least %s", c.dhcp.lease, shortestLease)
@@ -223,11 +224,15 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	if err != nil {
 		return err
 	}
+	hostKey, err := keys.HostKey()
+	if err != nil {
+		return err
+	}
 	var ln listeners
 	defer ln.close()
 	public, agents, seeds := ln.tcp(at(c.httpPort)), ln.tcp(at(c.httpsPort)), ln.tcp(at(c.swarmPort))
 	noRsync := c.noRsync()
-	var plain, sealed net.Listener
+	var plain, sealed, tunnel net.Listener
 	if noRsync == nil && c.rsyncPort != 0 {
 		plain = ln.tcp(at(c.rsyncPort))
 	}
@@ -235,6 +240,9 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 		if tcp := ln.tcp(at(c.rsyncTLSPort)); ln.err == nil {
 			sealed = tls.NewListener(tcp, tlsConfig)
 		}
+	}
+	if noRsync == nil && c.rsyncSSHPort != 0 {
+		tunnel = ln.tcp(at(c.rsyncSSHPort))
 	}
 	if ln.err != nil {
 		return fmt.Errorf("serve: %w", ln.err)
@@ -271,7 +279,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	}
 	copies := &rsyncd.Server{
 		Dir: dir.rsync(), Store: images, Needed: byRsync(machines), Log: log,
-		Address: addr, Plain: plain, TLS: sealed, Egress: egress,
+		Address: addr, Plain: plain, TLS: sealed, SSH: tunnel, HostKey: hostKey, Egress: egress,
 	}
 	trees := copies.Tree
 	if noRsync != nil {

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/net/netutil"
 
 	"rookery/image/store"
@@ -38,6 +39,8 @@ type Server struct {
 	Address netip.Addr   // of the server, for answers
 	Plain   net.Listener // nil: none
 	TLS     net.Listener // of TLS; nil: none
+	SSH     net.Listener // that ssh is spoken on; nil: none
+	HostKey ssh.Signer   // of that
 	Egress  *transport.Limiter
 
 	port atomic.Int32 // of the daemon, on loopback
@@ -78,12 +81,15 @@ func (s *Server) Run(ctx context.Context) error {
 	parts.Go(func() { s.supervise(ctx) })
 	parts.Go(func() { s.make(ctx) })
 	parts.Go(func() { s.tidy(ctx) })
-	ended := make(chan error, 2)
+	ended := make(chan error, 3)
 	listening := 0
-	for _, ln := range []net.Listener{s.Plain, s.TLS} {
-		if ln != nil {
+	for _, way := range []struct {
+		in net.Listener
+		by func(context.Context, net.Conn) error
+	}{{s.Plain, s.forward}, {s.TLS, s.forward}, {s.SSH, s.bySSH}} {
+		if way.in != nil {
 			listening++
-			parts.Go(func() { ended <- s.accept(ctx, ln) })
+			parts.Go(func() { ended <- s.accept(ctx, way.in, way.by) })
 		}
 	}
 	if listening == 0 {
@@ -165,8 +171,8 @@ func freePort() (int, error) {
 	return ln.Addr().(*net.TCPAddr).Port, nil
 }
 
-// accept serves a listener until ctx ends.
-func (s *Server) accept(ctx context.Context, ln net.Listener) error {
+// accept serves a listener's connections until ctx ends.
+func (s *Server) accept(ctx context.Context, ln net.Listener, one func(context.Context, net.Conn) error) error {
 	ln = netutil.LimitListener(ln, 4*maxConnections)
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	defer ln.Close()
@@ -192,7 +198,7 @@ func (s *Server) accept(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		serving.Go(func() {
-			if err := s.forward(ctx, conn); err != nil && ctx.Err() == nil {
+			if err := one(ctx, conn); err != nil && ctx.Err() == nil {
 				s.Log.Warn("rsync", "client", conn.RemoteAddr().String(), "err", err)
 			}
 		})

@@ -135,7 +135,7 @@ func (s *Server) Tree(ctx context.Context, manifest wire.Digest) (wire.Tree, err
 	if err != nil {
 		return wire.Tree{}, err
 	}
-	answer := wire.Tree{Address: s.Address.String(), Port: port(s.Plain), TLSPort: port(s.TLS), Total: v.Size}
+	answer := wire.Tree{Address: s.Address.String(), Port: port(s.Plain), TLSPort: port(s.TLS), SSHPort: port(s.SSH), Total: v.Size}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.begin()

@@ -23,6 +23,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"rookery/wire"
 )
 
@@ -39,6 +41,8 @@ const (
 	keyFile   = "script.key" // PKCS #8, PEM
 	caFile    = "ca.crt"
 	caKeyFile = "ca.key"
+
+	knownHostsFile = "known_hosts" // of ssh(1): the authority
 )
 
 // The authority outlives every machine that its initramfs starts: replacing
@@ -84,11 +88,25 @@ func open(dir string) (*Site, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, err := ssh.NewPublicKey(caKey.Public())
+	if err != nil {
+		return nil, fmt.Errorf("site: %s: %w", filepath.Join(dir, caKeyFile), err)
+	}
+	line := fmt.Sprintf("@cert-authority %s %s", wire.ServerName, ssh.MarshalAuthorizedKey(known))
+	if was, err := os.ReadFile(KnownHostsFile(dir)); err != nil || string(was) != line {
+		if err := write(KnownHostsFile(dir), []byte(line), os.Rename); err != nil {
+			return nil, fmt.Errorf("site: %w", err)
+		}
+	}
 	return &Site{Key: script, ca: ca, caKey: caKey}, nil
 }
 
 // CAFile is where the site in dir keeps the certificate of its authority.
 func CAFile(dir string) string { return filepath.Join(dir, caFile) }
+
+// KnownHostsFile is where the site in dir keeps what ssh(1) is to know of it: that
+// its authority vouches for the host keys of wire.ServerName.
+func KnownHostsFile(dir string) string { return filepath.Join(dir, knownHostsFile) }
 
 // Public is what agents need of the site.
 func (s *Site) Public() wire.Site {
@@ -126,6 +144,32 @@ func (s *Site) TLS() (*tls.Config, error) {
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 	}, nil
+}
+
+// HostKey is what the server proves by ssh to be wire.ServerName with: a fresh
+// key, certified by the site's authority.
+func (s *Site) HostKey() (ssh.Signer, error) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("site: %w", err)
+	}
+	key, err := ssh.NewSignerFromSigner(private)
+	if err != nil {
+		return nil, fmt.Errorf("site: %w", err)
+	}
+	authority, err := ssh.NewSignerFromSigner(s.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("site: %w", err)
+	}
+	as := template("rookery server", serverLife)
+	cert := &ssh.Certificate{
+		Key: key.PublicKey(), CertType: ssh.HostCert, KeyId: as.Subject.CommonName, ValidPrincipals: []string{wire.ServerName},
+		ValidAfter: uint64(as.NotBefore.Unix()), ValidBefore: uint64(as.NotAfter.Unix()),
+	}
+	if err := cert.SignCert(rand.Reader, authority); err != nil {
+		return nil, fmt.Errorf("site: ssh certificate: %w", err)
+	}
+	return ssh.NewCertSigner(cert, key)
 }
 
 func template(name string, life time.Duration) *x509.Certificate {
@@ -208,15 +252,20 @@ func readPEM(path, kind string) ([]byte, error) {
 	return block.Bytes, nil
 }
 
-// writePEM writes beside and links into place: two commands that start on an
-// empty directory at once end up with one key, and half a file is never read.
+// writePEM links into place: two commands that start on an empty directory at
+// once end up with one key.
 func writePEM(path, kind string, der []byte) error {
+	return write(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), os.Link)
+}
+
+// write writes beside, and has place put it where it belongs: half a file is never read.
+func write(path string, text []byte, place func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	err = pem.Encode(f, &pem.Block{Type: kind, Bytes: der})
+	_, err = f.Write(text)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -226,5 +275,5 @@ func writePEM(path, kind string, der []byte) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	return os.Link(f.Name(), path)
+	return place(f.Name(), path)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/crypto/ssh"
+
 	"rookery/wire"
 )
 
@@ -29,8 +31,8 @@ func TestOpenKeepsWhatItMade(t *testing.T) {
 		t.Error("the token key is not kept, or is the signing key itself")
 	}
 	files, err := os.ReadDir(dir)
-	if err != nil || len(files) != 3 {
-		t.Fatalf("ReadDir: %v, %v; want three files", files, err)
+	if err != nil || len(files) != 4 {
+		t.Fatalf("ReadDir: %v, %v; want four files", files, err)
 	}
 	for _, f := range files {
 		if info, _ := f.Info(); info.Mode().Perm() != 0o600 {
@@ -53,6 +55,44 @@ func TestAgentsVerifyTheServerByTheSitesAuthority(t *testing.T) {
 	}
 	if err := handshake(t, foreign, ours); err == nil {
 		t.Error("handshake with a foreign server: no error")
+	}
+}
+
+// What ssh is told of the site is what its host keys are certified by, also
+// when the authority was replaced.
+func TestHostKey(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		s, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line, err := os.ReadFile(KnownHostsFile(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		marker, hosts, authority, _, _, err := ssh.ParseKnownHosts(line)
+		if err != nil || marker != "cert-authority" || len(hosts) != 1 || hosts[0] != wire.ServerName {
+			t.Fatalf("%s: %s %q, %v", line, marker, hosts, err)
+		}
+		key, err := s.HostKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		checker := ssh.CertChecker{IsHostAuthority: func(key ssh.PublicKey, _ string) bool {
+			return bytes.Equal(key.Marshal(), authority.Marshal())
+		}}
+		if err := checker.CheckHostKey(wire.ServerName+":22", nil, key.PublicKey()); err != nil {
+			t.Error(err)
+		}
+		if err := checker.CheckHostKey("other:22", nil, key.PublicKey()); err == nil {
+			t.Error("it is certified for another name")
+		}
+		for _, file := range []string{caFile, caKeyFile} {
+			if err := os.Remove(filepath.Join(dir, file)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
