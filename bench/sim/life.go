@@ -253,7 +253,7 @@ func (s *sim) attach(n *node, c *candidate) {
 		e.n.ends = append(e.n.ends, e)
 		e.told = 0
 		bytes := int32(helloSize + shortSize + s.pieces/8)
-		s.say(e, hello, bytes, int32(btoi(e.n.held)), 0)
+		s.say(e, hello, bytes, 0, 0)
 		s.say(e, unchoke, shortSize, 0, 0)
 		if e.n.done && !e.n.server {
 			s.say(e, sated, helloSize, 0, 0)

@@ -24,7 +24,6 @@ const (
 	block    // piece a
 	cancel   // of piece a
 	interest // or none
-	uses     // all pieces, from now on
 	sated    // the sender fetches nothing any more
 	hello
 )
@@ -62,7 +61,6 @@ type node struct {
 	copies  []int32
 	rank    []int32
 	order   []int32 // pieces, as they came
-	held    bool    // only what is preferred may be claimed
 	done    bool
 	usual   time.Duration
 	downs   int64 // bytes a second, lately
@@ -239,15 +237,9 @@ func (s *sim) hears(e *end, m item) {
 			s.say(e, reject, requestSize*s.blocks, m.a, 0)
 		}
 		return
-	case uses:
-		e.client.Met, e.client.All, e.client.Use = true, false, nil
-		n.handout.Idle = false
 	case hello:
 		if n.server {
 			e.client.Met, e.client.All, e.client.Use = true, false, nil
-			if m.a == 1 {
-				e.client.Use = s.first
-			}
 			n.handout.Idle = false
 		}
 	case sated:
@@ -316,9 +308,6 @@ func (s *sim) ask(e *end) bool {
 	may := func(yield func(int) bool) {
 		for w, bits := range e.has {
 			bits &^= n.have[w] | n.claimed[w]
-			if n.held {
-				bits &= s.index[w]
-			}
 			for ; bits != 0; bits &= bits - 1 {
 				if !yield(w*64 + trailing(bits)) {
 					return
@@ -428,14 +417,6 @@ func (s *sim) takes(e *end, p int32) {
 			other.Useful--
 		}
 	}
-	if n.held && s.hasIndex(n) {
-		n.held = false
-		for _, other := range n.ends {
-			if other.Server {
-				s.say(other, uses, helloSize, 0, 0)
-			}
-		}
-	}
 	if len(n.order) == s.pieces {
 		s.finish(n)
 	}
@@ -450,15 +431,6 @@ func (s *sim) takes(e *end, p int32) {
 		n.telling = true
 		s.after(rules.Batch(n.downs, int64(s.pieceSize)), tells, n, nil)
 	}
-}
-
-func (s *sim) hasIndex(n *node) bool {
-	for w, bits := range s.index {
-		if bits&^n.have[w] != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // asked queues what a peer wants, or says no.

@@ -93,7 +93,6 @@ type sim struct {
 	pieceSize  int
 	blocks     int32
 	first      []bool // pieces of the index
-	index      rules.Set
 	unfinished int
 	received   int64
 	wasted     int64
@@ -123,9 +122,8 @@ func newSim(c Scenario) *sim {
 	if s.wire.packet = mss; c.Packet > mss {
 		s.coarse, s.wire.packet = true, c.Packet+blockHead*int(s.blocks)
 	}
-	s.first, s.index = make([]bool, s.pieces), rules.NewSet(s.pieces)
+	s.first = make([]bool, s.pieces)
 	s.first[s.pieces-1] = true // the index is at the end of a layer
-	s.index.Add(s.pieces - 1)
 	if c.Rack > 0 {
 		s.racks = make([]rack, (c.N+c.Rack-1)/c.Rack+1) // the server has one for itself
 		for i := range s.racks {
@@ -169,7 +167,6 @@ func (s *sim) newNode(i int) *node {
 	if s.Rack > 0 {
 		n.rack = (i - 1) / s.Rack
 	}
-	n.held = true
 	n.rank = make([]int32, s.pieces)
 	for p, r := range n.chance.Perm(s.pieces) {
 		n.rank[p] = int32(r)
