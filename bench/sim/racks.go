@@ -19,19 +19,11 @@ func (s *sim) stands(e *end) {
 	s.crowd(e)
 }
 
-// crowd ends a connection where there are more than places: the new one, or for a mate
-// that of one which is far.
+// crowd ends a connection where there are more than places.
 func (s *sim) crowd(e *end) {
-	if len(e.n.ends) <= rules.MaxNode {
-		return
+	if len(e.n.ends) > rules.MaxNode {
+		s.close(rules.Crowded(e, e.n.peers))
 	}
-	leaves := e
-	for _, other := range e.n.ends {
-		if e.Mate && other.Far && (leaves == e || other.Open < leaves.Open) {
-			leaves = other
-		}
-	}
-	s.close(leaves)
 }
 
 // mates are the ids of those with whom a node shares what is to be brought in.

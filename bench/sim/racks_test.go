@@ -16,3 +16,13 @@ func TestRacks(t *testing.T) {
 		t.Errorf("copies by an uplink %.3f, want 1.02 to 1.16", r.UplinkCopies)
 	}
 }
+
+// In racks of more nodes than one has connections mates leave some of these to others: without
+// them a rack would get all it has from the server, and 1,000 nodes take six times as long.
+func TestLargeRacks(t *testing.T) {
+	r := Run(Scenario{N: 400, Bytes: 512 << 20, Piece: 2 << 20, Rate: 125e6, MTU: 1500, Packet: 512 << 10, Window: 2 << 20, Rack: 40, Uplink: 1250e6})
+	t.Logf("last %.3f, egress %.3f, copies by an uplink %.3f", r.TOverIdeal, r.Egress, r.UplinkCopies)
+	if r.Unfinished > 0 || r.TOverIdeal > 2 {
+		t.Errorf("%d unfinished, last %.3f, want at most 2", r.Unfinished, r.TOverIdeal)
+	}
+}
