@@ -55,9 +55,10 @@ func onLinks(l load) sim.Scenario {
 }
 
 // large is a site of 1 Gbit/s, the server's link as well, with an image of 2 GiB and
-// one switch. Of its packets many travel together.
+// one switch. Of its packets many travel together, and four such parcels of a connection
+// are under way: with fewer, each stops and waits for what says that one has come.
 func large(n int) sim.Scenario {
-	return sim.Scenario{Name: "switch", N: n, Bytes: 2 << 30, Piece: 2 << 20, Rate: 125e6, MTU: 1500, Packet: 1 << 20, Window: 1 << 20}
+	return sim.Scenario{Name: "switch", N: n, Bytes: 2 << 30, Piece: 2 << 20, Rate: 125e6, MTU: 1500, Packet: 512 << 10, Window: 2 << 20}
 }
 
 // inRacks has racks of 40 nodes that share 10 Gbit/s each.

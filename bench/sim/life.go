@@ -238,8 +238,11 @@ func (s *sim) room(n, peer *node) bool {
 	if n.server {
 		most = rules.MaxServed
 	}
-	if peer.server {
+	switch {
+	case peer.server:
 		most += rules.MaxServers
+	case s.Rack > 0 && !n.server: // it may be of the same rack
+		most += rules.MaxGuests
 	}
 	return len(n.ends) < most
 }
@@ -265,12 +268,13 @@ func (s *sim) attach(n *node, c *candidate) {
 }
 
 func (s *sim) newEnd(n, peer *node) *end {
-	e := &end{id: int32(len(s.ends)), n: n, Feed: rules.Feed{Choked: true, Server: peer.server}, has: rules.NewSet(s.pieces)}
+	e := &end{id: int32(len(s.ends)), n: n, Feed: rules.Feed{Choked: true, Server: peer.server, Gained: s.clock}, has: rules.NewSet(s.pieces)}
 	e.out.window = s.wire.window
 	s.ends = append(s.ends, e)
 	e.sated = peer.server
 	if n.server {
 		c := rules.NewClient(s.pieces, peer.addr.Addr(), s.clock)
+		c.ID = peer.key
 		e.client = &c
 	}
 	return e
@@ -293,8 +297,11 @@ func (s *sim) detach(e *end) {
 	n.denied = slices.DeleteFunc(n.denied, func(other *end) bool { return other == e })
 	n.queue = slices.DeleteFunc(n.queue, func(other *end) bool { return other == e })
 	for p := range s.pieces {
-		n.copies[p] -= int32(btoi(e.has.Has(p)))
+		if e.has.Has(p) {
+			s.counts(e, p, -1)
+		}
 	}
+	n.nearby.Redraw()
 	for len(e.downloads) > 0 {
 		p := e.downloads[0].piece
 		s.strike(e, 0)
@@ -335,9 +342,14 @@ func (s *sim) measure(n *node) {
 	}
 	for i := 0; i < len(n.ends); i++ {
 		e := n.ends[i]
+		if e.Watch(n.gained) {
+			n.nearby.Redraw()
+		}
 		if e.Silent(s.clock) {
 			s.abandon(e)
-			if e.Stalls(s.clock) {
+			givenUp := false
+			s.recount(e, func() { givenUp = e.Stalls(s.clock) })
+			if givenUp {
 				s.close(e)
 				i--
 				continue

@@ -62,8 +62,13 @@ type node struct {
 	rank    []int32
 	order   []int32 // pieces, as they came
 	done    bool
-	usual   time.Duration
-	downs   int64 // bytes a second, lately
+	open    int              // pieces being fetched
+	usual   [2]time.Duration // from near and from far
+	gained  time.Time        // its latest piece
+	nearby  rules.Nearby     // where there are racks
+	key     [20]byte         // its peer id
+	round   int              // of telling
+	downs   int64            // bytes a second, lately
 	ups     int64
 	got     int64 // bytes since it was measured
 	sent    int64
@@ -171,7 +176,13 @@ func (s *sim) tell(n *node) {
 		return
 	}
 	var news []packet
+	n.round++
+	later := false
 	for _, e := range n.ends {
+		if e.Far && n.round%rules.FarBatch > 0 {
+			later = later || e.told < len(n.order)
+			continue
+		}
 		if e.Server && !s.expected(e) {
 			continue
 		}
@@ -181,6 +192,9 @@ func (s *sim) tell(n *node) {
 		} else {
 			s.push(e)
 		}
+	}
+	if later {
+		s.tells(n)
 	}
 	if len(news) > 0 {
 		// Together, to save events, as if no downlink had a queue.
@@ -238,9 +252,11 @@ func (s *sim) hears(e *end, m item) {
 		}
 		return
 	case hello:
+		s.stands(e)
 		if n.server {
 			e.client.Met, e.client.All, e.client.Use = true, false, nil
 			n.handout.Idle = false
+			n.handout.Uses(e)
 		}
 	case sated:
 		e.sated = true
@@ -258,7 +274,8 @@ func (s *sim) gains(e *end, p int) {
 	e.has.Add(p)
 	e.Dry = false
 	e.hasN++
-	n.copies[p]++
+	e.Gained = s.clock
+	s.counts(e, p, 1)
 	if n.server {
 		n.handout.Taken(e, p, s.clock)
 	} else if !n.have.Has(p) {
@@ -297,6 +314,9 @@ func (s *sim) fill(n *node) {
 	if n.server || n.done || n.dead {
 		return
 	}
+	if n.open > 0 {
+		n.nearby.Busy(s.clock)
+	}
 	if !rules.Fill(n.peers, rules.Asking(n.downs, int64(s.pieceSize)), s.clock, n.lot, s.asks) {
 		s.takeOver(n)
 	}
@@ -315,12 +335,15 @@ func (s *sim) ask(e *end) bool {
 			}
 		}
 	}
-	p := transport.Choose(may, s.first, func(p int) (int64, bool) { return rules.Rank(n.copies[p], n.rank[p]), true })
+	p := transport.Choose(may, s.first, func(p int) (int64, bool) {
+		return rules.Rank(n.copies[p], n.rank[p]), !e.Far || n.nearby.MayBring(p, n.open, n.key, n.mates, s.clock)
+	})
 	if p < 0 {
 		e.Dry = true
 		return false
 	}
 	n.claimed.Add(p)
+	n.open++
 	s.order(e, download{piece: int32(p), since: s.clock})
 	return true
 }
@@ -346,6 +369,7 @@ func (s *sim) strike(e *end, i int) {
 // drop ends the fetching of a piece.
 func (s *sim) drop(n *node, p int) {
 	n.claimed[p/64] &^= 1 << (p % 64)
+	n.open--
 	for _, e := range n.ends {
 		e.Dry = false
 	}
@@ -357,7 +381,7 @@ func (s *sim) takeOver(n *node) {
 	at := 0
 	for _, e := range n.ends {
 		for i, d := range e.downloads {
-			if (from == nil || d.since.Before(from.downloads[at].since)) && d.taken < rules.MaxTaken && rules.TooSlow(d.since, n.usual, s.clock) {
+			if (from == nil || d.since.Before(from.downloads[at].since)) && d.taken < rules.MaxTaken && e.Slow(d.since, n.usual[btoi(e.Far)], s.clock) {
 				from, at = e, i
 			}
 		}
@@ -367,7 +391,7 @@ func (s *sim) takeOver(n *node) {
 	}
 	slow := from.downloads[at]
 	for _, e := range n.ends {
-		if e != from && e.Open == 0 && !e.Choked && e.has.Has(int(slow.piece)) && !s.clock.Before(e.Paused) {
+		if e != from && e.Open == 0 && !e.Choked && e.has.Has(int(slow.piece)) && !s.clock.Before(e.Paused) && !(e.Far && n.nearby.Here(int(slow.piece))) {
 			s.strike(from, at)
 			s.say(from, cancel, requestSize*s.blocks, slow.piece, 0)
 			s.order(e, download{piece: slow.piece, taken: slow.taken + 1, since: s.clock})
@@ -389,8 +413,14 @@ func (s *sim) abandon(e *end) {
 // progress notes that a part of a piece has come.
 func (e *end) progress(s *sim, p int) {
 	if e.find(int32(p)) >= 0 {
-		e.Stalled, e.Heard = 0, s.clock
+		e.heard(s)
 	}
+}
+
+// heard notes that a part of something asked for has come.
+func (e *end) heard(s *sim) {
+	e.Heard = s.clock
+	s.recount(e, func() { e.Stalled = 0 })
 }
 
 // takes keeps a piece.
@@ -405,9 +435,11 @@ func (s *sim) takes(e *end, p int32) {
 		s.wasted += int64(s.pieceSize)
 		return
 	}
-	n.usual = rules.Usually(n.usual, s.clock.Sub(e.downloads[i].since))
+	usual := &n.usual[btoi(e.Far)]
+	*usual = rules.Usually(*usual, s.clock.Sub(e.downloads[i].since))
 	s.strike(e, i)
-	e.Stalled, e.Heard = 0, s.clock
+	e.heard(s)
+	n.gained = s.clock
 	n.have.Add(int(p))
 	s.drop(n, int(p))
 	n.order = append(n.order, p)
@@ -427,6 +459,11 @@ func (s *sim) takes(e *end, p int32) {
 			i--
 		}
 	}
+	s.tells(n)
+}
+
+// tells has what is new told soon.
+func (s *sim) tells(n *node) {
 	if !n.telling {
 		n.telling = true
 		s.after(rules.Batch(n.downs, int64(s.pieceSize)), tells, n, nil)

@@ -4,6 +4,7 @@
 package sim
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -166,7 +167,10 @@ func (s *sim) newNode(i int) *node {
 	}
 	if s.Rack > 0 {
 		n.rack = (i - 1) / s.Rack
+		n.nearby = rules.NewNearby(s.pieces, s.clock)
 	}
+	binary.BigEndian.PutUint64(n.key[:], n.chance.Uint64())
+	binary.BigEndian.PutUint64(n.key[12:], n.chance.Uint64())
 	n.rank = make([]int32, s.pieces)
 	for p, r := range n.chance.Perm(s.pieces) {
 		n.rank[p] = int32(r)

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"maps"
 	"time"
 
 	"rookery/transport"
@@ -91,18 +92,13 @@ func (t *Torrent) mayBeMate(c *conn) bool {
 	return t.rack != "" && c.ours && c.ltep && c.origin != transport.FromServer
 }
 
-// crowd closes a connection where there are more than places: that of a peer which
-// has just said where it stands, or for a mate that of one which is far.
+// crowd closes a connection where there are more than places, when a peer has just
+// said where it stands.
 func (t *Torrent) crowd(c *conn) {
 	if len(t.conns) <= t.max || c.origin == transport.FromServer {
 		return
 	}
-	leaves := c
-	for other := range t.conns {
-		if c.Mate && other.Far && (leaves == c || other.Open < leaves.Open) {
-			leaves = other
-		}
-	}
+	leaves := rules.Crowded(c, maps.Keys(t.conns))
 	leaves.close()
 	t.detachLocked(leaves)
 }

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"encoding/binary"
+	"iter"
 	"time"
 )
 
@@ -15,6 +16,7 @@ const (
 	MaxRack   = 64 // bytes of a rack's name
 	MaxGuests = 4  // connections of a node for which there is no place, until they say where they stand
 	FarBatch  = 4  // times as long other racks wait for news
+	minFar    = 4  // connections to other racks that those to mates leave room for
 
 	asleep    = 5 * time.Second // without a piece, while we got one: others bring in what it should
 	turnAfter = 5 * time.Second // with nothing else on its way: so does who has drawn the next lot
@@ -51,6 +53,25 @@ func farFeeds(mates int) int { return (MaxFeeds + mates) / (mates + 1) }
 func (f *Feed) Stand(theirs, ours string) {
 	known := !f.Server && theirs != "" && ours != ""
 	f.Far, f.Mate = known && theirs != ours, known && theirs == ours
+}
+
+// Crowded is whose connection ends where there are more than places, when p of the
+// peers has just said where it stands: that of a far one for a mate, while there
+// are enough of these, that of a mate for a far one, or else its own.
+func Crowded[P Giver](p P, peers iter.Seq[P]) P {
+	far := 0
+	for other := range peers {
+		far += btoi(other.Gives().Far)
+	}
+	leaves, comes := p, p.Gives()
+	for other := range peers {
+		f := other.Gives()
+		yields := comes.Mate && f.Far && far > minFar || comes.Far && f.Mate && far <= minFar
+		if yields && (leaves == p || f.Open < leaves.Gives().Open) {
+			leaves = other
+		}
+	}
+	return leaves
 }
 
 // Watch says whether a mate has fallen asleep or woken up: it gets nothing while

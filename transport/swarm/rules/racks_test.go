@@ -214,3 +214,36 @@ func TestSleepers(t *testing.T) {
 		}
 	}
 }
+
+// A known is a peer that gives.
+type known struct{ Feed }
+
+func (k *known) Gives() *Feed { return &k.Feed }
+
+// Mates do not crowd out the last connections to other racks: a large rack would have
+// nothing but the server to bring in pieces from. Of those that may end, the one that
+// is asked for least does.
+func TestCrowded(t *testing.T) {
+	mate := func(open int) *known { return &known{Feed{Mate: true, Open: open}} }
+	far := func(open int) *known { return &known{Feed{Far: true, Open: open}} }
+	mates, enough, few := []*known{mate(2), mate(1)}, []*known{far(1), far(1), far(0), far(2), far(1)}, []*known{far(1), far(0), far(2), far(1)}
+	for _, tt := range []struct {
+		comes  *known
+		others []*known
+		leaves int // of others; -1: who comes
+	}{
+		{mate(0), slices.Concat(mates, enough), 4},
+		{mate(0), slices.Concat(mates, few), -1},
+		{far(0), slices.Concat(mates, few), -1},
+		{far(0), slices.Concat(mates, few[1:]), 1},
+		{&known{}, slices.Concat(mates, enough), -1},
+	} {
+		want := tt.comes
+		if tt.leaves >= 0 {
+			want = tt.others[tt.leaves]
+		}
+		if got := Crowded(tt.comes, slices.Values(append(tt.others, tt.comes))); got != want {
+			t.Errorf("comes %+v beside %d: leaves %+v, want %+v", tt.comes, len(tt.others), got, want)
+		}
+	}
+}
