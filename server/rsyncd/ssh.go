@@ -22,10 +22,11 @@ func (s *Server) bySSH(ctx context.Context, conn net.Conn) error {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(shy)) // the session takes it away
 	config := &ssh.ServerConfig{NoClientAuth: true}
+	config.KeyExchanges = []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519} // a client may ask for them again and again: cheap ones
 	config.AddHostKey(s.HostKey)
 	_, channels, requests, err := ssh.NewServerConn(conn, config)
 	if err != nil {
-		return fmt.Errorf("ssh: %w", err)
+		return fmt.Errorf("ssh: %.300s", err) // in it are words of the client's
 	}
 	parts.Go(func() { ssh.DiscardRequests(requests) })
 	var said error
@@ -39,8 +40,10 @@ func (s *Server) bySSH(ctx context.Context, conn net.Conn) error {
 			continue
 		}
 		channel, requests, err := c.Accept()
-		if err != nil {
-			return fmt.Errorf("ssh: %w", err)
+		if err != nil { // what else was opened is still to be refused: the library waits for that
+			conn.Close()
+			said = fmt.Errorf("ssh: %.300s", err)
+			continue
 		}
 		parts.Go(func() { said = s.session(ctx, &session{Conn: conn, channel: channel}, requests) })
 	}
@@ -80,7 +83,8 @@ func asked(kind string, payload []byte) (command string, ok bool) {
 		return "", true
 	case "exec":
 		var exec struct{ Command string }
-		return exec.Command, ssh.Unmarshal(payload, &exec) == nil
+		err := ssh.Unmarshal(payload, &exec)
+		return exec.Command, err == nil
 	}
 	return "", false
 }

@@ -37,7 +37,7 @@ func Authority(ca string) (ssh.PublicKey, error) {
 func SSH(ctx context.Context, conn net.Conn, authority ssh.PublicKey) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	t, err := tunnelled(conn, authority)
-	if !stop() && err == nil {
+	if !stop() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
