@@ -60,7 +60,7 @@ func (c *conn) recount(change func()) {
 	t, now := c.t, time.Now()
 	was := c.Feed
 	change()
-	if was.Far == c.Far && was.Stalled > 0 == (c.Stalled > 0) {
+	if !t.conns[c] || was.Far == c.Far && was.Stalled > 0 == (c.Stalled > 0) {
 		return
 	}
 	for n := range t.copies {

@@ -156,7 +156,9 @@ func TestASilentMateIsNotNear(t *testing.T) {
 			t.Error("what the mate has is not near any more")
 		}
 		torrent.mu.Lock()
+		mate.recount(func() { mate.Stalled = 1 })
 		torrent.detachLocked(mate)
+		mate.recount(func() { mate.Stalled = 0 }) // as when its reader had a block in hand
 		torrent.mu.Unlock()
 		if near() {
 			t.Error("what nobody has is near")
