@@ -78,13 +78,14 @@ func TestHalfDies(t *testing.T) {
 	}
 }
 
-// Links of half the rate take twice as long, and cost the others little.
+// Links of half the rate take twice as long, and cost the others little: a tenth of all
+// links is missing, and a slow one brings as many pieces into its rack as any other.
 func TestSlowLinks(t *testing.T) {
 	c := small(5)
 	c.Die, c.Late, c.Slow = 0, 0, 0.2
 	r := Run(c)
 	c.Slow = 0
-	if all := Run(c); r.TOverIdeal > 1.15*all.TOverIdeal || r.Slow < 1 || r.Slow > 1.3 {
+	if all := Run(c); r.TOverIdeal > 1.2*all.TOverIdeal || r.Slow < 1 || r.Slow > 1.3 {
 		t.Errorf("with slow ones: %+v, without: %+v", r, all)
 	}
 }
