@@ -138,7 +138,8 @@ func (s *Site) Files(ctx context.Context, manifest wire.Digest, job rsync.Job) e
 	case s.TLS != nil && tree.TLSPort != 0:
 		port, dial = tree.TLSPort, (&tls.Dialer{Config: s.TLS}).DialContext
 	case port == 0:
-		return fmt.Errorf("%s: the server offers files encrypted alone, and this node has no certificate authority", s.Base)
+		return fmt.Errorf("%s: files: no port that this node can use: plain %d, TLS %d (authority: %t), ssh %d (authority: %t)",
+			s.Base, tree.Port, tree.TLSPort, s.TLS != nil, tree.SSHPort, s.SSH != nil)
 	}
 	job.Module, job.Limit = tree.Module, s.Download
 	job.Dial = func(ctx context.Context) (net.Conn, error) {
