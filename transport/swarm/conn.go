@@ -545,7 +545,9 @@ func (c *conn) fetch(ctx context.Context, r io.Reader, b []byte) error {
 			t.pieces.Received(n)
 			t.mu.Lock()
 			c.Heard = time.Now()
-			c.recount(func() { c.Stalled = 0 })
+			if c.Stalled > 0 {
+				c.recount(func() { c.Stalled = 0 })
+			}
 			t.mu.Unlock()
 		}
 		if err != nil && len(b) > 0 {
