@@ -132,13 +132,13 @@ func TestASilentMateIsNotNear(t *testing.T) {
 		if !asked(mate) || asked(far) {
 			t.Fatalf("asks the mate: %v, the far one: %v; want the mate alone", asked(mate), asked(far))
 		}
-		for range 60 { // the mate may have drawn the lower lot
-			if time.Sleep(250 * time.Millisecond); asked(far) {
-				break
+		late := time.After(15 * time.Second) // the mate may have drawn the lower lot
+		for !asked(far) {
+			select {
+			case <-far.woken:
+			case <-late:
+				t.Fatal("nobody is asked for what only a silent mate has")
 			}
-		}
-		if !asked(far) {
-			t.Error("nobody is asked for what only a silent mate has")
 		}
 		near := func() bool {
 			torrent.mu.Lock()
