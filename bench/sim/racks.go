@@ -1,8 +1,6 @@
 package sim
 
-import (
-	"rookery/transport/swarm/rules"
-)
+import "rookery/transport/swarm/rules"
 
 // stands is what both ends make of a hello, which says in what rack the peer is. A node knows from
 // the start where it stands itself, as its tracker would say.
