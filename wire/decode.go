@@ -50,6 +50,12 @@ func (h Hello) check() error {
 			return fmt.Errorf("inventory.nics: %.80q is not a MAC address in lower case with colons", n.MAC)
 		}
 		words = append(words, n.Name, n.Driver, n.Address)
+		if at := n.Neighbor; at != nil {
+			if at.Switch == "" {
+				return fmt.Errorf("inventory.nics: %s: neighbor: switch is missing", n.MAC)
+			}
+			words = append(words, at.Switch, at.Port)
+		}
 	}
 	for _, d := range i.Disks {
 		if d.Size < 0 {

@@ -64,6 +64,14 @@ type NIC struct {
 	Driver  string `json:"driver,omitempty"`
 	Carrier bool   `json:"carrier"`
 	Address string `json:"address,omitempty"` // CIDR, while the agent runs
+
+	Neighbor *Neighbor `json:"neighbor,omitempty"` // nil: not heard
+}
+
+// A Neighbor is where the cable of a NIC goes, as the far end says by LLDP.
+type Neighbor struct {
+	Switch string `json:"switch"`         // its name, or what it tells itself from others by
+	Port   string `json:"port,omitempty"` // "Gi1/0/7"
 }
 
 // A Tree is where the files of an image are to be had by rsync. Without a Module

@@ -187,7 +187,7 @@ func TestDigest(t *testing.T) {
 func testHello() string {
 	b, _ := json.Marshal(Hello{Boot: strings.Repeat("0", 32), Inventory: Inventory{
 		Firmware: disklayout.UEFI, Arch: "amd64",
-		NICs:  []NIC{{Name: "eth0", MAC: "52:54:00:00:00:01", Carrier: true}},
+		NICs:  []NIC{{Name: "eth0", MAC: "52:54:00:00:00:01", Carrier: true, Neighbor: &Neighbor{Switch: "leaf07", Port: "Gi1/0/7"}}},
 		Disks: []disklayout.Disk{{Name: "vda", Path: "/dev/vda", Size: 4 << 30}},
 	}})
 	return string(b)
@@ -203,6 +203,9 @@ func TestDecodeHello(t *testing.T) {
 		{`"eth0"`, `"eth0\n"`, "control characters"},
 		{`4294967296`, `-1`, "inventory.disks"},
 		{`"boot":"0000`, `"boot":"zzzz`, "boot"},
+		{`"leaf07"`, `""`, "inventory.nics: 52:54:00:00:00:01: neighbor: switch is missing"},
+		{`"leaf07"`, `"` + strings.Repeat("x", 257) + `"`, "longer than 256 bytes"},
+		{`"Gi1/0/7"`, `"\u001b[2J"`, "control characters"},
 		{`"arch"`, `"march"`, `unknown field "march"`},
 	} {
 		_, err := DecodeHello([]byte(strings.Replace(testHello(), tt.old, tt.new, 1)))
