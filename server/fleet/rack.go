@@ -3,6 +3,7 @@ package fleet
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"sync"
 
 	"rookery/wire"
@@ -12,14 +13,16 @@ import (
 // within it is cheaper than any other.
 type Rack struct {
 	Name string `json:"name"`
-	From string `json:"from"` // "the node's record", "group compute", "the Defaults", "the DHCP relay"
+	From string `json:"from"` // "the node's record", "group compute", "the Defaults", "the DHCP relay", "LLDP"
 }
+
+const maxRack = 64 // bytes of a name
 
 var rackForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$`)
 
 func checkRack(name string) error {
 	if name != "" && !rackForm.MatchString(name) {
-		return bad("rack", "%.80q is not a name such as r07 or b2/07: want at most 64 letters, digits and . _ : / -", name)
+		return bad("rack", "%.80q is not a name such as r07 or b2/07: want at most %d letters, digits and . _ : / -", name, maxRack)
 	}
 	return nil
 }
@@ -34,7 +37,43 @@ func (r records) rack(n Node, s Status) *Rack {
 	if s.Relay != "" {
 		return &Rack{s.Relay, "the DHCP relay"}
 	}
+	// A node can say what it likes: it moves itself to other neighbors, and nobody else.
+	if at := neighbor(s.Inventory); at != nil && len(at.Switch) <= maxRack {
+		return &Rack{at.Switch, "LLDP"}
+	}
 	return nil
+}
+
+// neighbor is what the card with the node's address hears. Another card's switch
+// is not the one that layers pass, so it counts only where no card has an address.
+func neighbor(inv *wire.Inventory) *wire.Neighbor {
+	if inv == nil {
+		return nil
+	}
+	i := slices.IndexFunc(inv.NICs, func(nic wire.NIC) bool { return nic.Address != "" })
+	if i < 0 {
+		i = slices.IndexFunc(inv.NICs, func(nic wire.NIC) bool { return nic.Neighbor != nil })
+	}
+	if i < 0 {
+		return nil
+	}
+	return inv.NICs[i].Neighbor
+}
+
+// withNeighbors is inv with the neighbors that its cards had in the start before, until
+// they hear their own: a switch speaks every 30 seconds.
+func withNeighbors(inv wire.Inventory, before *wire.Inventory) wire.Inventory {
+	if before == nil {
+		return inv
+	}
+	inv.NICs = slices.Clone(inv.NICs)
+	for i, nic := range inv.NICs {
+		was := slices.IndexFunc(before.NICs, func(b wire.NIC) bool { return b.MAC == nic.MAC })
+		if was >= 0 && nic.Neighbor == nil {
+			inv.NICs[i].Neighbor = before.NICs[was].Neighbor
+		}
+	}
+	return inv
 }
 
 // RackAt names the rack of the node that has an address, by its record or as it

@@ -1,11 +1,16 @@
 package fleet_test
 
 import (
+	"fmt"
+	"net/http/httptest"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
 	"rookery/server/fleet"
+	"rookery/transport/tracker"
+	"rookery/wire"
 )
 
 func TestRack(t *testing.T) {
@@ -87,5 +92,98 @@ groups: [row2]
 		if err == nil || !strings.Contains(err.Error(), "rack: ") {
 			t.Errorf("rack %q: %v", name, err)
 		}
+	}
+}
+
+func TestRackByLLDP(t *testing.T) {
+	s := newSite(t)
+	s.apply(`
+kind: Defaults
+image: debian12:1
+---
+kind: Node
+name: n1
+macs: ["52:54:00:00:00:01", "52:54:00:00:01:01"]
+address: 10.0.0.7/24
+`)
+	type card struct{ addr, at string }
+	says := func(boot string, cards ...card) {
+		t.Helper()
+		h := hello(boot, "52:54:00:00:00:01", "52:54:00:00:01:01")
+		for i, c := range cards {
+			h.Inventory.NICs[i].Address = c.addr
+			if c.at != "" {
+				h.Inventory.NICs[i].Neighbor = &wire.Neighbor{Switch: c.at, Port: "Gi1/0/7"}
+			}
+		}
+		if _, err := s.Hello(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const addr = "10.0.0.7/24"
+	lldp := func(name string) *fleet.Rack { return &fleet.Rack{Name: name, From: "LLDP"} }
+	for _, tt := range []struct {
+		name string
+		do   func()
+		want *fleet.Rack
+	}{
+		{"nothing heard", func() { says(boots[0], card{addr: addr}) }, nil},
+		{"another card's switch", func() { says(boots[0], card{addr: addr}, card{at: "mgmt1"}) }, nil},
+		{"the same start hears", func() { says(boots[0], card{addr, "leaf07"}, card{at: "mgmt1"}) }, lldp("leaf07")},
+		{"the server starts anew", s.restart, lldp("leaf07")},
+		{"the node starts anew and has not yet", func() { says(boots[1], card{addr: addr}) }, lldp("leaf07")},
+		{"an installation is asked for", func() {
+			if err := s.Install(t.Context(), "n1"); err != nil {
+				t.Fatal(err)
+			}
+		}, lldp("leaf07")},
+		{"the cable is in another switch", func() { says(boots[1], card{addr, "leaf08"}) }, lldp("leaf08")},
+		{"the address is on the other card", func() { says(boots[1], card{}, card{addr: addr}) }, lldp("mgmt1")},
+		{"no card has an address", func() { says(boots[1]) }, lldp("leaf08")},
+		{"a name too long", func() { says(boots[1], card{addr, strings.Repeat("x", 65)}) }, nil},
+		{"a name as long as can be", func() { says(boots[1], card{addr, strings.Repeat("x", 64)}) }, lldp(strings.Repeat("x", 64))},
+		{"the DHCP relay comes first", func() {
+			s.Relayed("52:54:00:00:00:01", "10.0.1.1")
+			says(boots[1], card{addr, "leaf07"})
+		}, &fleet.Rack{Name: "10.0.1.1", From: "the DHCP relay"}},
+		{"and the record before all", func() {
+			if err := s.Edit(t.Context(), "n1", func(n *fleet.Node) error { n.Rack = "r07"; return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}, &fleet.Rack{Name: "r07", From: "the node's record"}},
+	} {
+		tt.do()
+		if got := s.node("n1").Rack; !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+		tracker := tracker.New(func([20]byte) bool { return true })
+		tracker.Rack = s.RackAt
+		req := httptest.NewRequest("GET", wire.PathAnnounce+"?info_hash=xxxxxxxxxxxxxxxxxxxx&peer_id=-RKP1-xxxxxxxxxxxxxx&port=6881&left=5&compact=1", nil)
+		req.RemoteAddr = "10.0.0.7:40000"
+		answer := httptest.NewRecorder()
+		tracker.ServeHTTP(answer, req)
+		rack := "10.0.0.0/24"
+		if tt.want != nil {
+			rack = tt.want.Name
+		}
+		if want := fmt.Sprintf("4:rack%d:%s", len(rack), rack); !strings.Contains(answer.Body.String(), want) {
+			t.Errorf("%s: the tracker answers %q, want %q in it", tt.name, answer.Body, want)
+		}
+	}
+}
+
+// A machine that nobody knew brings along what it heard.
+func TestRackOfAnAcceptedMachine(t *testing.T) {
+	s := newSite(t)
+	h := hello(boots[0], mac1)
+	h.Inventory.NICs[0].Neighbor = &wire.Neighbor{Switch: "leaf07"}
+	if _, err := s.Hello(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Accept(t.Context(), mac1, fleet.Node{Name: "n1", Settings: fleet.Settings{Image: "debian12"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.node("n1").Rack; got == nil || got.Name != "leaf07" {
+		t.Errorf("%v, want leaf07", got)
 	}
 }

@@ -82,7 +82,8 @@ func (s Status) request(do wire.Do, id string) Status {
 
 // hello is s after the machine said hello, which it may repeat.
 func (s Status) hello(h wire.Hello, now time.Time) Status {
-	s.Inventory, s.Seen = &h.Inventory, now
+	inv := withNeighbors(h.Inventory, s.Inventory)
+	s.Inventory, s.Seen = &inv, now
 	if s.Boot == h.Boot {
 		return s
 	}
