@@ -177,6 +177,9 @@ func describe(w io.Writer, v fleet.View) {
 		}
 		for _, n := range i.NICs {
 			row("nic", "%s %s %s", n, n.Driver, n.Address)
+			if at := n.Neighbor; at != nil {
+				row("switch", "%s %s (%s)", at.Switch, at.Port, n.Name)
+			}
 		}
 	}
 	for _, p := range v.Phases {

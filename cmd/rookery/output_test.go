@@ -60,3 +60,14 @@ func TestShowTellsTurns(t *testing.T) {
 		t.Errorf("%q, want %q in it", b.String(), want)
 	}
 }
+
+func TestShowTellsTheSwitch(t *testing.T) {
+	var b strings.Builder
+	nic := wire.NIC{Name: "eth0", MAC: "52:54:00:00:00:01", Neighbor: &wire.Neighbor{Switch: "leaf07", Port: "Gi1/0/7"}}
+	describe(&b, fleet.View{Name: "n1", Rack: &fleet.Rack{Name: "leaf07", From: "LLDP"}, Inventory: &wire.Inventory{NICs: []wire.NIC{nic, {Name: "eth1"}}}})
+	for _, want := range []string{"rack\tleaf07 (LLDP)\n", "switch\tleaf07 Gi1/0/7 (eth0)\n"} {
+		if strings.Count(b.String(), want) != 1 {
+			t.Errorf("%q, want %q in it", b.String(), want)
+		}
+	}
+}
