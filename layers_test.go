@@ -27,7 +27,7 @@ var floors = []string{
 	"transport", "transport/swarm/rules", "transport/swarm", "transport/multicast", "transport/tracker", "transport/interop", "transport/http", "transport/rsync",
 	"disklayout/apply", "boot/loader", "fixup",
 	// parts
-	"agent/install", "agent/host", "agent/netup", "agent/report", "agent/pid1",
+	"agent/install", "agent/host", "agent/netup", "agent/lldp", "agent/report", "agent/pid1",
 	"server/serve", "server/site", "server/store", "server/fleet",
 	"server/seed", "server/carousel", "server/rsyncd", "server/dhcpd", "server/radvd", "server/tftpd", "server/httpd",
 	// programs
