@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"rookery/agent/install"
+	"rookery/agent/lldp"
 	"rookery/agent/report"
 	"rookery/image"
 	"rookery/transport"
@@ -39,6 +40,7 @@ type agent struct {
 
 	inventory func() (wire.Inventory, error)
 	machine   func() install.Machine
+	neighbors *lldp.Listener // nil: not listened for
 }
 
 func newBoot() string {
@@ -74,7 +76,7 @@ func (a *agent) live(ctx context.Context) (wire.Ending, error) {
 		}
 		script, err := a.script(ctx, welcome.Node)
 		if err == nil {
-			return a.install(ctx, script, a.api.Send)
+			return a.installAndTell(ctx, script)
 		}
 		a.sendWhile(ctx, a.api.Send, func() { // so that the server knows as well
 			sleep(ctx, pause)
@@ -127,8 +129,63 @@ func (a *agent) helloOnce(ctx context.Context) (welcome wire.Welcome, mac string
 			mac = nic.MAC
 		}
 	}
+	if a.neighbors != nil {
+		for i, nic := range inv.NICs {
+			inv.NICs[i].Neighbor = a.neighbors.Neighbor(nic.MAC)
+		}
+	}
 	welcome, err = a.api.Hello(ctx, wire.Hello{Boot: a.boot, Inventory: inv})
 	return welcome, mac, err
+}
+
+// hearNeighbors listens until it is told to be deaf. A machine without a listener is
+// installed all the same, with peers that may stand elsewhere.
+func hearNeighbors(ctx context.Context, log *slog.Logger) (l *lldp.Listener, deaf func()) {
+	l, err := lldp.Listen(log)
+	if err != nil {
+		log.Info("switches are not heard", "err", err)
+		return nil, func() {}
+	}
+	ctx, stop := context.WithCancel(ctx)
+	var ear sync.WaitGroup
+	ear.Go(func() {
+		if err := l.Run(ctx); err != nil {
+			log.Warn("switches are heard no more", "err", err)
+		}
+	})
+	return l, func() { stop(); ear.Wait() }
+}
+
+// installAndTell carries out a script, and says hello again when a neighbor is heard.
+func (a *agent) installAndTell(ctx context.Context, script wire.Script) (wire.Ending, error) {
+	telling, stop := context.WithCancel(ctx)
+	var teller sync.WaitGroup
+	defer teller.Wait()
+	defer stop()
+	if a.neighbors != nil {
+		teller.Go(func() { a.tell(telling, a.neighbors.News) })
+	}
+	return a.install(ctx, script, a.api.Send)
+}
+
+// tell says hello for each piece of news, until ctx ends. What the server wants of a
+// machine that installs is in its script.
+func (a *agent) tell(ctx context.Context, news <-chan struct{}) {
+	for {
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		}
+		for pause := time.Second; ctx.Err() == nil; pause = min(2*pause, 30*time.Second) {
+			_, _, err := a.helloOnce(ctx)
+			if err == nil {
+				break
+			}
+			a.log.Info("hello: neighbors: trying on", "err", err)
+			sleep(ctx, pause)
+		}
+	}
 }
 
 // waiting is what a person in front of an unknown machine reads.

@@ -217,6 +217,9 @@ func runCommand(ctx context.Context, args []string, stderr io.Writer) error {
 			return inv, err
 		}
 	}
+	neighbors, deaf := hearNeighbors(ctx, a.log)
+	defer deaf()
+	a.neighbors = neighbors
 	_, err = a.live(ctx)
 	return err
 }

@@ -146,6 +146,8 @@ func bootOnce(ctx context.Context) (wire.Ending, error) {
 	if err := network.SetUp("lo"); err != nil { // rsync is spoken to by loopback
 		log.Warn("network", "err", err)
 	}
+	neighbors, deaf := hearNeighbors(ctx, log)
+	defer deaf()
 	lease, err := netup.Up(ctx, network, log)
 	rep.Finish(wire.PhaseNetwork, fmt.Sprintf("%s %s", lease.NIC, lease.Address), nil, err)
 	if err != nil {
@@ -164,7 +166,7 @@ func bootOnce(ctx context.Context) (wire.Ending, error) {
 		return wire.Shell, err
 	}
 	a := &agent{
-		boot: id, site: site, api: api, http: httpURL, listen: ":6881", report: rep, console: console, log: log,
+		boot: id, site: site, api: api, http: httpURL, listen: ":6881", report: rep, console: console, log: log, neighbors: neighbors,
 		machine: func() install.Machine {
 			return &install.Computer{
 				Disks:    func() ([]disklayout.Disk, error) { return host.Disks(sys) },

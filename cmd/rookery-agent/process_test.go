@@ -30,6 +30,7 @@ import (
 	"rookery/disklayout/apply"
 	"rookery/image"
 	"rookery/image/store"
+	"rookery/netnstest"
 	"rookery/server/rsyncd"
 	keys "rookery/server/site"
 	"rookery/transport"
@@ -65,7 +66,7 @@ type site struct {
 	served  int64  // bytes of layers
 	deny    bool   // layers are not there
 	events  []wire.Event
-	more    chan struct{}                    // closed at the next events
+	more    chan struct{}                    // closed at the next hello or events
 	trees   []wire.Tree                      // answers to who asks for files; the last stays
 	refuse  int                              // requests with events to be answered with 503
 	corrupt func(b []byte, off int64) []byte // bytes of layers on their way
@@ -147,6 +148,8 @@ func (s *site) hello(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hellos = append(s.hellos, hello)
+	close(s.more)
+	s.more = make(chan struct{})
 	welcome := wire.Welcome{Do: wire.Install, Node: "n1", Token: "t"}
 	if s.wait > 0 {
 		s.wait--
@@ -337,6 +340,78 @@ func TestRun(t *testing.T) {
 	last := s.events[len(s.events)-1]
 	if last.Phase != wire.PhaseEnd || last.Fetch == nil || last.Fetch.Done != last.Fetch.Total || last.Fetch.FromServer != last.Fetch.Total {
 		t.Errorf("last event: %+v %+v", last, last.Fetch)
+	}
+}
+
+// A switch that speaks when the installation has begun: the server hears of it at once.
+func TestRunTellsTheSwitch(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	const mac = "52:54:00:aa:00:01"
+	for _, line := range []string{
+		"link set lo up", "link add eth0 address " + mac + " type veth peer name swp7", "link set eth0 up", "link set swp7 up",
+	} {
+		if said, err := exec.CommandContext(t.Context(), "ip", strings.Fields(line)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", line, err, said)
+		}
+	}
+	swp7, err := net.InterfaceByName("swp7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	speaker, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_RAW|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(speaker)
+	const frame = "\x01\x80\xc2\x00\x00\x0e" + "\x00\x1b\x54\xc2\x03\x07" + "\x88\xcc" +
+		"\x02\x07\x04\x00\x1b\x54\xc2\x03\x00" + "\x04\x08\x05Gi1/0/7" + "\x06\x02\x00\x78" + "\x0a\x06leaf07" + "\x00\x00"
+
+	s := newSite(t)
+	told := func() (bool, <-chan struct{}) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		at := s.hellos[len(s.hellos)-1].Inventory.NICs[0].Neighbor
+		return at != nil && *at == wire.Neighbor{Switch: "leaf07", Port: "Gi1/0/7"}, s.more
+	}
+	var once sync.Once
+	s.set(func() {
+		s.sealed = s.seal(t, func(w *wire.Script) { w.Transports = []string{"http"} })
+		s.pace = func(int64) {
+			once.Do(func() {
+				if known, _ := told(); known {
+					t.Error("it is told what nobody said")
+				}
+				if err := syscall.Sendto(speaker, []byte(frame), 0, &syscall.SockaddrLinklayer{Ifindex: swp7.Index}); err != nil {
+					t.Error(err)
+				}
+				limit := time.After(time.Minute)
+				for {
+					known, more := told()
+					if known {
+						return
+					}
+					select {
+					case <-more:
+					case <-limit:
+						t.Error("the server is not told")
+						return
+					}
+				}
+			})
+		}
+	})
+	root := filepath.Join(t.TempDir(), "root")
+	cmd, out := agentProcess(t, "run", "--api", s.URL, "--http", s.URL, "--site", s.file, "--root", root, "--mac", mac, "--listen", "")
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checkInstalled(t, root)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.hellos) != 2 || s.hellos[0].Boot != s.hellos[1].Boot {
+		t.Errorf("hellos: %+v, want two of one start", s.hellos)
 	}
 }
 
