@@ -11,55 +11,122 @@ type event struct {
 	ack  bool // what says that a packet has come
 }
 
-// A queue is a heap of events, four below each.
+// A queue has the events of one slot of time in a heap, those of the next slots as
+// they were planned, and all later ones in another heap. A heap of all is larger than
+// the caches of a processor.
 type queue struct {
-	heap []event
-	n    uint32
+	now   heap
+	soon  [slots][]event // those of slot i are at i%slots
+	late  heap
+	slot  int64 // of now, where those are, too, that come before
+	count int   // in soon
+	n     uint32
 }
 
-func before(a, b *event) bool { return a.at < b.at || a.at == b.at && a.n < b.n }
+const (
+	slotBits = 16 // of a number of nanoseconds
+	slots    = 1 << 12
+)
+
+func (q *queue) len() int { return len(q.now) + q.count + len(q.late) }
 
 func (q *queue) push(e event) {
 	q.n++
 	e.n = q.n
-	q.heap = append(q.heap, e)
-	i := len(q.heap) - 1
-	for i > 0 {
-		up := (i - 1) / 4
-		if !before(&e, &q.heap[up]) {
-			break
-		}
-		q.heap[i] = q.heap[up]
-		i = up
+	q.put(e)
+}
+
+func (q *queue) put(e event) {
+	switch slot := e.at >> slotBits; {
+	case slot <= q.slot:
+		q.now.push(e)
+	case slot < q.slot+slots:
+		list := &q.soon[slot%slots]
+		*list = append(*list, e)
+		q.count++
+	default:
+		q.late.push(e)
 	}
-	q.heap[i] = e
 }
 
 func (q *queue) pop() event {
-	first, last := q.heap[0], q.heap[len(q.heap)-1]
-	q.heap = q.heap[:len(q.heap)-1]
-	n := len(q.heap)
-	if n == 0 {
-		return first
+	for len(q.now) == 0 {
+		q.turn()
 	}
-	i := 0
+	return q.now.pop()
+}
+
+// turn goes on to the next slot, or to the first that has something.
+func (q *queue) turn() {
+	q.slot++
+	if q.count == 0 {
+		q.slot = max(q.slot, q.late[0].at>>slotBits)
+	}
+	list := &q.soon[q.slot%slots]
+	q.count -= len(*list)
+	q.now, *list = *list, q.now[:0]
+	q.now.order()
+	for len(q.late) > 0 && q.late[0].at>>slotBits < q.slot+slots {
+		q.put(q.late.pop())
+	}
+}
+
+// A heap is one of events, four below each.
+type heap []event
+
+func before(a, b *event) bool { return a.at < b.at || a.at == b.at && a.n < b.n }
+
+func (h *heap) push(e event) {
+	*h = append(*h, e)
+	q := *h
+	i := len(q) - 1
+	for i > 0 {
+		up := (i - 1) / 4
+		if !before(&e, &q[up]) {
+			break
+		}
+		q[i] = q[up]
+		i = up
+	}
+	q[i] = e
+}
+
+func (h *heap) pop() event {
+	q := *h
+	first, last := q[0], q[len(q)-1]
+	q = q[:len(q)-1]
+	*h = q
+	if len(q) > 0 {
+		q.sink(0, last)
+	}
+	return first
+}
+
+// order makes a heap of events in any order.
+func (h heap) order() {
+	for i := (len(h)+2)/4 - 1; i >= 0; i-- {
+		h.sink(i, h[i])
+	}
+}
+
+// sink puts an event in place i, or further below.
+func (h heap) sink(i int, e event) {
 	for {
 		c := 4*i + 1
-		if c >= n {
+		if c >= len(h) {
 			break
 		}
 		least := c
-		for j := c + 1; j < min(c+4, n); j++ {
-			if before(&q.heap[j], &q.heap[least]) {
+		for j := c + 1; j < min(c+4, len(h)); j++ {
+			if before(&h[j], &h[least]) {
 				least = j
 			}
 		}
-		if !before(&q.heap[least], &last) {
+		if !before(&h[least], &e) {
 			break
 		}
-		q.heap[i] = q.heap[least]
+		h[i] = h[least]
 		i = least
 	}
-	q.heap[i] = last
-	return first
+	h[i] = e
 }

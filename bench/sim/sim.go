@@ -253,7 +253,7 @@ func (s *sim) prepare() {
 func (s *sim) play() {
 	s.prepare()
 	end := limit * int64(s.ideal())
-	for s.unfinished > 0 && len(s.events.heap) > 0 {
+	for s.unfinished > 0 && s.events.len() > 0 {
 		ev := s.events.pop()
 		if ev.at > end {
 			break

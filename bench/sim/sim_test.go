@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math/rand/v2"
 	"testing"
 )
 
@@ -91,19 +92,37 @@ func TestSlowLinks(t *testing.T) {
 }
 
 func TestQueue(t *testing.T) {
+	const slot = 1 << slotBits
 	var q queue
-	for _, at := range []int64{5, 3, 9, 3, 1, 7, 3, 8, 2, 6, 5} {
-		q.push(event{at: at, x: int32(len(q.heap))})
+	var all int
+	chance := rand.New(rand.NewPCG(1, 1))
+	push := func(at int64) {
+		q.push(event{at: at, x: int32(all)})
+		all++
+	}
+	for _, at := range []int64{5, 3, 9, 3, 1, slot, slot, 8, 2 * slots * slot, 2*slots*slot - 1, slots * slot, slots*slot - 1, 5 * slots * slot} {
+		push(at)
 	}
 	last := event{at: -1}
-	for len(q.heap) > 0 {
+	for came := range 1000 {
+		if q.len() != all-came {
+			t.Errorf("%d events, want %d", q.len(), all-came)
+		}
+		if q.len() == 0 {
+			break
+		}
 		ev := q.pop()
-		if !before(&last, &ev) {
+		if !before(&last, &ev) || ev.x != int32(ev.n)-1 {
 			t.Errorf("%+v after %+v", ev, last)
 		}
 		last = ev
+		for range chance.IntN(4) {
+			if all < 900 {
+				push(ev.at + chance.Int64N(1<<chance.IntN(40)))
+			}
+		}
 	}
-	if q.n != 11 {
-		t.Errorf("%d events, want 11", q.n)
+	if all != 900 || q.len() != 0 {
+		t.Errorf("%d events planned and %d left, want 900 and 0", all, q.len())
 	}
 }
