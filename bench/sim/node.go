@@ -75,6 +75,8 @@ type node struct {
 	telling bool
 	counted int64 // when a server was last told of all
 	denied  []*end
+	fed     []*end         // those who may be, in the order of ends
+	places  iter.Seq[*end] // these
 	turns   int
 	queue   []*end // for a turn
 	known   []*candidate
@@ -477,7 +479,7 @@ func (s *sim) asked(e *end, p int32) {
 		s.say(e, reject, requestSize*s.blocks, p, 0)
 		return
 	}
-	if !n.server && !rules.TakesOn(e, n.peers, s.clock) {
+	if !n.server && !rules.TakesOn(e, n.places, s.clock) {
 		s.say(e, reject, requestSize*s.blocks, p, 0)
 		if !slices.Contains(n.denied, e) {
 			n.denied = append(n.denied, e)
@@ -487,12 +489,29 @@ func (s *sim) asked(e *end, p int32) {
 	}
 	e.requests = append(e.requests, p)
 	e.queued += int64(s.pieceSize)
+	n.feeds(e)
 	s.serve(e)
+}
+
+// feeds notes that an end may have a place from now on.
+func (n *node) feeds(e *end) {
+	i, ok := slices.BinarySearchFunc(n.fed, e.id, func(e *end, id int32) int { return int(e.id - id) })
+	if !ok {
+		n.fed = slices.Insert(n.fed, i, e)
+	}
+}
+
+// eats are the ends that may have a place, which are few.
+func (s *sim) eats(n *node) []*end {
+	n.fed = slices.DeleteFunc(n.fed, func(e *end) bool {
+		return e.closed || e.queued == 0 && s.clock.Sub(e.left) >= rules.FedFor
+	})
+	return n.fed
 }
 
 // invite lets those ask again who were turned away.
 func (s *sim) invite(n *node) {
-	if len(n.denied) == 0 || rules.Places(n.peers, s.clock) <= 0 {
+	if len(n.denied) == 0 || rules.Places(n.places, s.clock) <= 0 {
 		return
 	}
 	denied := n.denied

@@ -153,6 +153,13 @@ func (s *sim) newNode(i int) *node {
 			}
 		}
 	}
+	n.places = func(yield func(*end) bool) {
+		for _, e := range s.eats(n) {
+			if !yield(e) {
+				return
+			}
+		}
+	}
 	if n.server {
 		if s.Rack > 0 {
 			n.rack = len(s.racks) - 1
