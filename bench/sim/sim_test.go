@@ -100,7 +100,7 @@ func TestQueue(t *testing.T) {
 		q.push(event{at: at, x: int32(all)})
 		all++
 	}
-	for _, at := range []int64{5, 3, 9, 3, 1, slot, slot, 8, 2 * slots * slot, 2*slots*slot - 1, slots * slot, slots*slot - 1, 5 * slots * slot} {
+	for _, at := range []int64{5, 3, 9, 3, 1, slot, slot, 8, 2 * slots * slot, 2*slots*slot - 1, slots * slot, slots*slot - 1, (slots + 1) * slot, 5 * slots * slot} {
 		push(at)
 	}
 	last := event{at: -1}
@@ -116,8 +116,11 @@ func TestQueue(t *testing.T) {
 			t.Errorf("%+v after %+v", ev, last)
 		}
 		last = ev
+		if ev.at == (slots+1)*slot {
+			push(2*slots*slot + 1) // soon, in the slot of one that was late
+		}
 		for range chance.IntN(4) {
-			if all < 900 {
+			if all < 899 { // and the one above
 				push(ev.at + chance.Int64N(1<<chance.IntN(40)))
 			}
 		}
