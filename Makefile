@@ -83,11 +83,7 @@ sim: ## swarms of up to MOST=10000 nodes on paper, into out/bench/sim.json; half
 	go run ./bench sim -most $(MOST)
 
 fuzz: ## each fuzz target below FUZZ=. for FUZZTIME=20s
-	@grep -rn --include='*_test.go' '^func Fuzz' $(FUZZ) | sed 's/^\(.*\)\/[^/]*:[0-9]*:func \(Fuzz[A-Za-z0-9_]*\).*/\1 \2/' | sort -u | \
-	while read -r dir name; do \
-		echo "fuzz $$dir $$name"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "./$$dir" || exit 1; \
-	done
+	scripts/fuzz $(FUZZ) $(FUZZTIME)
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .) && \
