@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"time"
 
 	"rookery/wire"
 )
@@ -13,7 +14,7 @@ import (
 // within it is cheaper than any other.
 type Rack struct {
 	Name string `json:"name"`
-	From string `json:"from"` // "the node's record", "group compute", "the Defaults", "the DHCP relay", "LLDP"
+	From string `json:"from"` // "the node's record", "group compute", "the Defaults", "the DHCP relay", "LLDP", "LLDP, the start before"
 }
 
 const maxRack = 64 // bytes of a name
@@ -27,8 +28,12 @@ func checkRack(name string) error {
 	return nil
 }
 
-// rack is where a node stands: as its records say, or what was seen of it.
-func (r records) rack(n Node, s Status) *Rack {
+// hold is for how long of a start what the start before heard counts. A switch that
+// speaks has spoken four times by then: others forget it after that time, too.
+const hold = 2 * time.Minute
+
+// rack is where a node stands by now: as its records say, or what was seen of it.
+func (r records) rack(n Node, s Status, now time.Time) *Rack {
 	for _, l := range r.levels(n) {
 		if l.Rack != "" {
 			return &Rack{l.Rack, l.of}
@@ -38,42 +43,44 @@ func (r records) rack(n Node, s Status) *Rack {
 		return &Rack{s.Relay, "the DHCP relay"}
 	}
 	// A node can say what it likes: it moves itself to other neighbors, and nobody else.
-	if at := neighbor(s.Inventory); at != nil && len(at.Switch) <= maxRack {
-		return &Rack{at.Switch, "LLDP"}
+	at, from := neighbor(s.Inventory, heard(s.Inventory)), "LLDP"
+	if at == "" && now.Sub(s.started()) < hold {
+		at, from = neighbor(s.Inventory, s.Before), "LLDP, the start before"
 	}
-	return nil
+	if at == "" || len(at) > maxRack {
+		return nil
+	}
+	return &Rack{at, from}
 }
 
-// neighbor is what the card with the node's address hears. Another card's switch
-// is not the one that layers pass, so it counts only where no card has an address.
-func neighbor(inv *wire.Inventory) *wire.Neighbor {
+// neighbor is the switch that the card with the node's address heard, or "". Another
+// card's is not the one that layers pass, so it counts only where no card has an address.
+func neighbor(inv *wire.Inventory, heard map[string]string) string {
 	if inv == nil {
-		return nil
+		return ""
 	}
 	i := slices.IndexFunc(inv.NICs, func(nic wire.NIC) bool { return nic.Address != "" })
 	if i < 0 {
-		i = slices.IndexFunc(inv.NICs, func(nic wire.NIC) bool { return nic.Neighbor != nil })
+		i = slices.IndexFunc(inv.NICs, func(nic wire.NIC) bool { return heard[nic.MAC] != "" })
 	}
 	if i < 0 {
-		return nil
+		return ""
 	}
-	return inv.NICs[i].Neighbor
+	return heard[inv.NICs[i].MAC]
 }
 
-// withNeighbors is inv with the neighbors that its cards had in the start before, until
-// they hear their own: a switch speaks every 30 seconds.
-func withNeighbors(inv wire.Inventory, before *wire.Inventory) wire.Inventory {
-	if before == nil {
-		return inv
+// heard are the switches that a machine's cards heard, by MAC address.
+func heard(inv *wire.Inventory) map[string]string {
+	if inv == nil {
+		return nil
 	}
-	inv.NICs = slices.Clone(inv.NICs)
-	for i, nic := range inv.NICs {
-		was := slices.IndexFunc(before.NICs, func(b wire.NIC) bool { return b.MAC == nic.MAC })
-		if was >= 0 && nic.Neighbor == nil {
-			inv.NICs[i].Neighbor = before.NICs[was].Neighbor
+	heard := map[string]string{}
+	for _, nic := range inv.NICs {
+		if nic.Neighbor != nil {
+			heard[nic.MAC] = nic.Neighbor.Switch
 		}
 	}
-	return inv
+	return heard
 }
 
 // RackAt names the rack of the node that has an address, by its record or as it
@@ -89,7 +96,7 @@ func (f *Fleet) RackAt(addr netip.Addr) string {
 	if !ok {
 		return ""
 	}
-	if rack := f.records.rack(n, f.machines[name].status); rack != nil {
+	if rack := f.records.rack(n, f.machines[name].status, time.Now()); rack != nil {
 		return rack.Name
 	}
 	return ""

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"rookery/server/fleet"
 	"rookery/transport/tracker"
@@ -122,6 +124,7 @@ address: 10.0.0.7/24
 	}
 	const addr = "10.0.0.7/24"
 	lldp := func(name string) *fleet.Rack { return &fleet.Rack{Name: name, From: "LLDP"} }
+	before := func(name string) *fleet.Rack { return &fleet.Rack{Name: name, From: "LLDP, the start before"} }
 	for _, tt := range []struct {
 		name string
 		do   func()
@@ -131,15 +134,17 @@ address: 10.0.0.7/24
 		{"another card's switch", func() { says(boots[0], card{addr: addr}, card{at: "mgmt1"}) }, nil},
 		{"the same start hears", func() { says(boots[0], card{addr, "leaf07"}, card{at: "mgmt1"}) }, lldp("leaf07")},
 		{"the server starts anew", s.restart, lldp("leaf07")},
-		{"the node starts anew and has not yet", func() { says(boots[1], card{addr: addr}) }, lldp("leaf07")},
+		{"the node starts anew and has not yet", func() { says(boots[1], card{addr: addr}) }, before("leaf07")},
 		{"an installation is asked for", func() {
 			if err := s.Install(t.Context(), "n1"); err != nil {
 				t.Fatal(err)
 			}
-		}, lldp("leaf07")},
+		}, before("leaf07")},
+		{"the server starts anew once more", s.restart, before("leaf07")},
+		{"no card has an address yet", func() { says(boots[1]) }, before("leaf07")},
 		{"the cable is in another switch", func() { says(boots[1], card{addr, "leaf08"}) }, lldp("leaf08")},
-		{"the address is on the other card", func() { says(boots[1], card{}, card{addr: addr}) }, lldp("mgmt1")},
-		{"no card has an address", func() { says(boots[1]) }, lldp("leaf08")},
+		{"the address is on the other card", func() { says(boots[1], card{}, card{addr: addr}) }, before("mgmt1")},
+		{"no card has an address", func() { says(boots[1], card{}, card{at: "mgmt2"}) }, lldp("mgmt2")},
 		{"a name too long", func() { says(boots[1], card{addr, strings.Repeat("x", 65)}) }, nil},
 		{"a name as long as can be", func() { says(boots[1], card{addr, strings.Repeat("x", 64)}) }, lldp(strings.Repeat("x", 64))},
 		{"the DHCP relay comes first", func() {
@@ -170,6 +175,50 @@ address: 10.0.0.7/24
 			t.Errorf("%s: the tracker answers %q, want %q in it", tt.name, answer.Body, want)
 		}
 	}
+}
+
+// A node was moved to where no switch is heard: what it heard elsewhere counts for two
+// minutes of its first start there.
+func TestRackOfAMovedNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		s.apply(oneNode)
+		says := func(boot, at string) {
+			t.Helper()
+			h := hello(boot, mac1)
+			h.Inventory.NICs[0].Address = "10.0.0.7/24"
+			if at != "" {
+				h.Inventory.NICs[0].Neighbor = &wire.Neighbor{Switch: at}
+			}
+			if _, err := s.Hello(t.Context(), h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, tt := range []struct {
+			name string
+			do   func()
+			want string
+		}{
+			{"it hears", func() { says(boots[0], "leaf07") }, "leaf07"},
+			{"and is up for a month", func() { time.Sleep(30 * 24 * time.Hour) }, "leaf07"},
+			{"it is moved", func() { says(boots[1], "") }, "leaf07"},
+			{"the switch could still speak", func() { time.Sleep(119 * time.Second); says(boots[1], "") }, "leaf07"},
+			{"it does not", func() { time.Sleep(time.Second) }, ""},
+			{"it starts anew", func() { says(boots[2], "") }, ""},
+			{"and once more", func() { says(boots[0], "") }, ""},
+			{"a switch learns to speak", func() { time.Sleep(time.Hour); says(boots[0], "leaf08") }, "leaf08"},
+			{"it starts anew at once", func() { says(boots[1], "") }, "leaf08"},
+			{"and once more before anything is heard", func() { says(boots[2], "") }, ""},
+		} {
+			tt.do()
+			if got := s.RackAt(netip.MustParseAddr("10.0.0.7")); got != tt.want {
+				t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+			}
+			if got := s.node("n1").Rack; (got == nil) != (tt.want == "") || got != nil && got.Name != tt.want {
+				t.Errorf("%s: %v, want %q", tt.name, got, tt.want)
+			}
+		}
+	})
 }
 
 // A machine that nobody knew brings along what it heard.

@@ -29,11 +29,12 @@ type Status struct {
 	Fetch  *wire.Transfer `json:"fetch,omitempty"`
 	Error  *Failure       `json:"error,omitempty"` // the latest, until an installation succeeds
 
-	Inventory *wire.Inventory `json:"inventory,omitempty"`
-	Relay     string          `json:"relay,omitempty"` // through which it reached the DHCP server: see Rack
-	Boots     []Boot          `json:"boots,omitempty"` // the latest, oldest first
-	Seen      time.Time       `json:"seen,omitzero"`   // last heard of
-	Installed time.Time       `json:"installed,omitzero"`
+	Inventory *wire.Inventory   `json:"inventory,omitempty"`
+	Before    map[string]string `json:"before,omitempty"` // the switches that its cards heard in the start before: see Rack
+	Relay     string            `json:"relay,omitempty"`  // through which it reached the DHCP server: see Rack
+	Boots     []Boot            `json:"boots,omitempty"`  // the latest, oldest first
+	Seen      time.Time         `json:"seen,omitzero"`    // last heard of
+	Installed time.Time         `json:"installed,omitzero"`
 }
 
 // A Phase is one step of an installation. Times are the server's.
@@ -76,22 +77,31 @@ func (s Status) request(do wire.Do, id string) Status {
 	return Status{
 		Next: do, ID: id,
 		Boot: s.Boot, Seq: s.Seq, // a running agent goes on counting
-		Inventory: s.Inventory, Relay: s.Relay, Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
+		Inventory: s.Inventory, Before: s.Before, Relay: s.Relay, Boots: s.Boots, Seen: s.Seen, Installed: s.Installed,
 	}
 }
 
 // hello is s after the machine said hello, which it may repeat.
 func (s Status) hello(h wire.Hello, now time.Time) Status {
-	inv := withNeighbors(h.Inventory, s.Inventory)
-	s.Inventory, s.Seen = &inv, now
+	before := s.Inventory
+	s.Inventory, s.Seen = &h.Inventory, now
 	if s.Boot == h.Boot {
 		return s
 	}
+	s.Before = heard(before)
 	s.Boot, s.Script, s.Seq = h.Boot, "", 0
 	s.Phases, s.Text, s.Fetch, s.Turns = nil, "", nil, nil
 	s.Boots = append(slices.Clone(s.Boots), Boot{h.Boot, now})
 	s.Boots = s.Boots[max(0, len(s.Boots)-maxBoots):]
 	return s
+}
+
+// started is when the latest start of the agent was.
+func (s Status) started() time.Time {
+	if len(s.Boots) == 0 {
+		return time.Time{}
+	}
+	return s.Boots[len(s.Boots)-1].Time
 }
 
 // fetched is s after the running agent got the script.

@@ -103,7 +103,7 @@ func (f *Fleet) Node(ctx context.Context, name string) (View, error) {
 	}
 	v := records.view(n, status)
 	v.Settings = records.settingsFrom(n)
-	v.Rack = records.rack(n, status)
+	v.Rack = records.rack(n, status, time.Now())
 	if _, v.Layout, err = f.layout(ctx, n, status, records); err != nil {
 		v.Layout = err.Error()
 	}
