@@ -37,6 +37,7 @@ type Info struct {
 	PieceLength int64       // of every piece but the last, a power of two
 	Hashes      [][20]byte  // SHA-1 of each piece
 	Trackers    []string    // announce URLs, often none: trackers are told at run time
+	File        []byte      // the torrent file itself
 }
 
 // PieceSize is the length of piece n in bytes.
@@ -129,6 +130,7 @@ func parseTorrent(b []byte) (Info, error) {
 		Length:      in.Length,
 		PieceLength: in.PieceLength,
 		Hashes:      make([][20]byte, count),
+		File:        b,
 	}
 	if err := out.Layer.Check(); err != nil {
 		return Info{}, fmt.Errorf("name: %w", err)

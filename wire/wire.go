@@ -21,13 +21,16 @@ const (
 // Paths of the files that hang on the signature and are served by plain HTTP.
 const (
 	PathManifests = "/manifests/" // + digest: the image's OCI manifest
-	PathTorrents  = "/torrents/"  // + digest: a layer's metainfo file
+	PathTorrents  = "/torrents/"  // + digest: a layer's metainfo file; with FromNodes perhaps 307 to a node
 	PathLayers    = "/layers/"    // + digest: a layer, with ranges
 	PathAnnounce  = "/announce"   // BEP 3 HTTP tracker
 	PathScrape    = "/scrape"     // BEP 48
 	PathTrees     = "/trees/"     // + digest of a manifest: POST, answers Tree
 	PathMulticast = "/multicast"  // POST Want, answers 202 when it is sent or is about to be, 204 when it is not yet
 )
+
+// FromNodes is the query of who takes a torrent file from other nodes, too.
+const FromNodes = "from=nodes"
 
 // Bounds of what is accepted from the network, in bytes.
 const (

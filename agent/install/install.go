@@ -314,7 +314,11 @@ func (r *run) image(ctx context.Context) error {
 }
 
 func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) {
-	torrent, err := r.get(ctx, wire.PathTorrents, l.Torrent, transport.MaxTorrent)
+	torrent, err := r.fromNodes(ctx, l.Torrent)
+	if err != nil {
+		r.Log.Info("the torrent file comes from the server", "err", err)
+		torrent, err = r.get(ctx, wire.PathTorrents, l.Torrent, transport.MaxTorrent)
+	}
 	if err != nil {
 		return transport.Info{}, fmt.Errorf("torrent: %w", err)
 	}
@@ -327,6 +331,23 @@ func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) 
 			info.Layer, info.Length, l.Digest, l.Size)
 	}
 	return info, nil
+}
+
+// nodesFor is how long nodes have for a torrent file: they may be slow, or gone.
+const nodesFor = 10 * time.Second
+
+// fromNodes fetches a torrent file from who the server says.
+func (r *run) fromNodes(ctx context.Context, torrent wire.Digest) ([]byte, error) {
+	if err := torrent.Check(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodesFor)
+	defer cancel()
+	b, err := r.Network.Get(ctx, wire.PathTorrents+string(torrent)+"?"+wire.FromNodes, transport.MaxTorrent)
+	if err == nil {
+		err = torrent.Verify(b)
+	}
+	return b, err
 }
 
 // get fetches what a digest names, and nothing else. A server that is just

@@ -201,6 +201,43 @@ func dry(err error) func(wire.Digest, int) error {
 	}
 }
 
+// What other nodes give for the torrent file may be anything: the server has it, too.
+func TestTorrentFromNodes(t *testing.T) {
+	images, version := installtest.Publish(t, t.TempDir())
+	for name, alter := range map[string]func([]byte) ([]byte, error){
+		"right": func(b []byte) ([]byte, error) { return b, nil },
+		"wrong": func(b []byte) ([]byte, error) { return installtest.Flip(b), nil },
+		"none":  func([]byte) ([]byte, error) { return nil, errors.New("connection refused") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, images, version)
+				var asked []string
+				w.network.Alter = func(path string, b []byte) ([]byte, error) {
+					if !strings.HasPrefix(path, wire.PathTorrents) {
+						return b, nil
+					}
+					_, query, _ := strings.Cut(path, "?")
+					if asked = append(asked, query); query == wire.FromNodes {
+						return alter(b)
+					}
+					return b, nil
+				}
+				if _, err := w.in.Run(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				want := []string{wire.FromNodes, ""}
+				if name == "right" {
+					want = want[:1]
+				}
+				if !slices.Equal(asked, want) {
+					t.Errorf("asked %q, want %q", asked, want)
+				}
+			})
+		})
+	}
+}
+
 // A node that lost power in the middle starts over, on the same disk: with
 // what was verified, where that is still there.
 func TestPowerCycle(t *testing.T) {

@@ -289,7 +289,7 @@ func runServer(ctx context.Context, dir stateDir, c serveConfig, log *slog.Logge
 	announces := tracker.New(seeder.Known)
 	announces.Rack = machines.RackAt
 	web := &httpd.Server{
-		Fleet: machines, Blobs: images.Blob, Egress: egress, Trees: trees, Boot: files,
+		Fleet: machines, Blobs: images.Blob, Egress: egress, Giver: seeder.Giver, Trees: trees, Boot: files,
 		Tracker: announces, Site: where, Log: log,
 	}
 	if settings.Multicast != nil {

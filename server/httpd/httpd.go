@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ type Server struct {
 	Fleet   *fleet.Fleet
 	Blobs   func(context.Context, wire.Digest) (images.Blob, error) // the image store's
 	Egress  *transport.Limiter                                      // of layers and what belongs to them; nil: no limit
+	Giver   func(context.Context, wire.Digest) netip.AddrPort       // waits for a node that passes a torrent on; the zero value is this server
 	Trees   func(context.Context, wire.Digest) (wire.Tree, error)   // of a manifest's image, by rsync
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
@@ -44,7 +46,7 @@ func (s *Server) Routes() (public, agent, admin http.Handler) {
 	p.HandleFunc("GET "+netboot.PathBootOf+"{mac}/{file}", s.bootFileOf)
 	p.HandleFunc("GET "+netboot.PathBoot+"{file...}", s.bootFile)
 	p.HandleFunc("GET "+wire.PathManifests+"{digest}", s.blob("application/vnd.oci.image.manifest.v1+json"))
-	p.HandleFunc("GET "+wire.PathTorrents+"{digest}", s.blob("application/x-bittorrent"))
+	p.HandleFunc("GET "+wire.PathTorrents+"{digest}", s.torrent)
 	p.HandleFunc("GET "+wire.PathLayers+"{digest}", s.blob("application/vnd.oci.image.layer.v1.tar+zstd"))
 	p.HandleFunc("POST "+wire.PathTrees+"{digest}", s.tree)
 	p.Handle("GET "+wire.PathAnnounce, s.Tracker)
@@ -168,6 +170,18 @@ func (s *Server) blob(contentType string) http.HandlerFunc {
 		}
 		http.ServeContent(&cappedWriter{w, r.Context(), s.Egress}, r, "", time.Time{}, content)
 	}
+}
+
+// torrent gives a torrent file, or names a node that has it to who takes it from there.
+func (s *Server) torrent(w http.ResponseWriter, r *http.Request) {
+	if r.URL.RawQuery == wire.FromNodes {
+		d := wire.Digest(r.PathValue("digest"))
+		if node := s.Giver(r.Context(), d); node.IsValid() {
+			http.Redirect(w, r, "http://"+node.String()+wire.PathTorrents+string(d), http.StatusTemporaryRedirect)
+			return
+		}
+	}
+	s.blob("application/x-bittorrent")(w, r)
 }
 
 // tree has an image's files made ready, whoever asks: who can name a manifest by

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -181,6 +182,42 @@ func TestPublic(t *testing.T) {
 				t.Errorf("%s: length %d, want %d", tt.path, resp.ContentLength, len("kernel"))
 			}
 		})
+	}
+}
+
+// Who takes a torrent file from nodes is sent to one, if there is one.
+func TestTorrents(t *testing.T) {
+	s := newServer(t)
+	file := filepath.Join(t.TempDir(), "torrent")
+	if err := os.WriteFile(file, layer, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.Blobs = func(context.Context, wire.Digest) (images.Blob, error) {
+		f, err := os.Open(file)
+		return blob{f}, err
+	}
+	node := netip.MustParseAddrPort("[fd00::7]:6881")
+	torrent, other := wire.DigestOf(layer), wire.DigestOf(nil)
+	s.Giver = func(_ context.Context, d wire.Digest) netip.AddrPort {
+		if d == torrent {
+			return node
+		}
+		return netip.AddrPort{}
+	}
+	public, _, _ := s.Routes()
+	for _, tt := range []struct {
+		path, to string
+	}{
+		{wire.PathTorrents + string(torrent) + "?" + wire.FromNodes, "http://[fd00::7]:6881" + wire.PathTorrents + string(torrent)},
+		{wire.PathTorrents + string(torrent), ""},
+		{wire.PathTorrents + string(other) + "?" + wire.FromNodes, ""},
+	} {
+		w := httptest.NewRecorder()
+		public.ServeHTTP(w, httptest.NewRequest("GET", tt.path, nil))
+		to := w.Result().Header.Get("Location")
+		if to != tt.to || tt.to == "" && !bytes.Equal(w.Body.Bytes(), layer) {
+			t.Errorf("%s: %d to %q with %d bytes, want %q", tt.path, w.Code, to, w.Body.Len(), tt.to)
+		}
 	}
 }
 

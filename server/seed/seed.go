@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -160,6 +161,22 @@ func (s *Seeder) Layer(d wire.Digest) (info transport.Info, index int64, bytes i
 	}
 	p := o.torrent.Pieces()
 	return p.Info(), o.index, p, true
+}
+
+// Giver waits for a node that can pass a torrent file on; the zero value is this server.
+func (s *Seeder) Giver(ctx context.Context, torrent wire.Digest) netip.AddrPort {
+	s.mu.Lock()
+	var from *swarm.Torrent
+	for _, o := range s.offered {
+		if o.torrent.File() == torrent {
+			from = o.torrent
+		}
+	}
+	s.mu.Unlock()
+	if from == nil {
+		return netip.AddrPort{}
+	}
+	return from.Giver(ctx)
 }
 
 // Quiet keeps a layer from being offered while nodes get it by multicast.

@@ -54,7 +54,8 @@ func decodeGreeting(b [handshakeSize]byte) (g greeting, err error) {
 	return g, nil
 }
 
-// greet hears what somebody who connected wants, and answers.
+// greet hears what somebody who connected wants, and answers. There is no connection
+// to keep with who only wants a torrent file.
 func (p *Peer) greet(ctx context.Context, nc net.Conn) (*conn, error) {
 	addr := remote(nc)
 	if p.isBanned(addr.Addr()) {
@@ -63,6 +64,9 @@ func (p *Peer) greet(ctx context.Context, nc net.Conn) (*conn, error) {
 	defer context.AfterFunc(ctx, func() { nc.Close() })()
 	nc.SetDeadline(time.Now().Add(shake))
 	theirs, err := readGreeting(nc)
+	if err == errGet {
+		return nil, p.give(ctx, nc)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -104,9 +108,19 @@ func (t *Torrent) connect(ctx context.Context, addr netip.AddrPort) (*conn, erro
 	return c, nil
 }
 
+var errGet = errors.New("HTTP")
+
+// readGreeting fails with errGet, and the rest to be read, at an HTTP request.
 func readGreeting(r io.Reader) (greeting, error) {
 	var b [handshakeSize]byte
-	if _, err := io.ReadFull(r, b[:]); err != nil {
+	begin := b[:len(getMethod)]
+	if _, err := io.ReadFull(r, begin); err != nil {
+		return greeting{}, err
+	}
+	if string(begin) == getMethod {
+		return greeting{}, errGet
+	}
+	if _, err := io.ReadFull(r, b[len(begin):]); err != nil {
 		return greeting{}, err
 	}
 	return decodeGreeting(b)
@@ -140,10 +154,12 @@ type conn struct {
 	hasN         int  // set in has
 	uploads      bool // only: it has what it wants (BEP 21)
 	interested   bool
+	lacks        int    // pieces that we have told of and it has not
 	rack         string // where it stands, as it says
 	held         bool   // we do not read: a piece is being stored, or a limit waited for
 	open         []*download
 	late         int  // blocks no longer wanted that may still come
+	comes        bool // it was noted that it has the torrent file
 	expects      bool // a server: it is to be told of what it has offered
 	rules.Feed        // as it gives
 	rules.Place       // as it takes
@@ -442,6 +458,7 @@ func (c *conn) extended(payload []byte) error {
 	if from := remote(c.nc); hello.Port > 0 && hello.Port < 1<<16 && from.IsValid() {
 		c.addr = netip.AddrPortFrom(from.Addr(), uint16(hello.Port))
 	}
+	c.t.comes(c)
 	if c.moves(hello.Rack); c.t.seeder {
 		return c.uses(hello.Uses)
 	}

@@ -22,13 +22,13 @@ import (
 	"rookery/transport/transporttest"
 )
 
-// wire is a connection of which the other side has said everything already.
-type wire struct {
+// tape is a connection of which the other side has said everything already.
+type tape struct {
 	net.Conn
 	said []byte
 }
 
-func (w *wire) Read(b []byte) (int, error) {
+func (w *tape) Read(b []byte) (int, error) {
 	n := copy(b, w.said)
 	w.said = w.said[n:]
 	if n == 0 {
@@ -71,12 +71,12 @@ func FuzzConn(f *testing.F) {
 		if !fast {
 			theirs.bits = pp.PeerExtensionBits{}
 		}
-		c := newConn(torrent, &wire{Conn: here, said: said}, theirs, remote(here))
+		c := newConn(torrent, &tape{Conn: here, said: said}, theirs, remote(here))
 		if !torrent.attach(c) {
 			t.Fatal("not admitted")
 		}
 		t.Log(c.read(t.Context()))
-		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.Useful > c.hasN || c.Useful < 0 || c.queued < 0 || len(c.open) > rules.MinAsking {
+		if len(c.requests) > maxRequests || c.hasN > len(torrent.copies) || c.Useful > c.hasN || c.Useful < 0 || c.queued < 0 || len(c.open) > rules.Asking(0, torrent.info.PieceLength) {
 			t.Fatalf("counts: %d requests, %d bytes, has %d, useful %d, %d pieces asked for", len(c.requests), c.queued, c.hasN, c.Useful, len(c.open))
 		}
 		torrent.detach(c)

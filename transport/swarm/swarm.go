@@ -1,6 +1,6 @@
 // Package swarm is Rookery's BitTorrent peer: one engine that seeds and
 // fetches any number of layers over one listener. It speaks BEP 3, 6, 10 and
-// 23, so stock clients can take part, and looks for nobody but whom the
+// 23, so stock clients can take part, passes torrent files on by HTTP, and looks for nobody but whom the
 // trackers name.
 package swarm
 
@@ -143,7 +143,7 @@ func (p *Peer) accept(ctx context.Context) error {
 		p.goRun(func() {
 			c, err := p.greet(ctx, nc)
 			p.greeted(addr)
-			if err != nil {
+			if c == nil {
 				nc.Close()
 				p.log.Debug("swarm: refused", "client", nc.RemoteAddr(), "err", err)
 				return

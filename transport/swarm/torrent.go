@@ -12,6 +12,7 @@ import (
 
 	"rookery/transport"
 	"rookery/transport/swarm/rules"
+	"rookery/wire"
 )
 
 // A Torrent is one swarm this peer takes part in.
@@ -27,7 +28,10 @@ type Torrent struct {
 	left     chan struct{} // closed by leave
 	failed   chan struct{} // closed when failure is set
 	failure  error
-	rank     []int32 // this peer's own order, so that not all want the same piece
+	rank     []int32             // this peer's own order, so that not all want the same piece
+	file     wire.Digest         // of the torrent file
+	givers   chan netip.AddrPort // see Giver
+	giving   chan struct{}
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
@@ -80,6 +84,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		seeder:   o.Seeder,
 		trackers: slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(info.Trackers), o.Trackers...)))),
 		max:      rules.MaxNode,
+		file:     wire.DigestOf(info.File),
 		poke:     make(chan struct{}, 1),
 		left:     make(chan struct{}),
 		failed:   make(chan struct{}),
@@ -93,6 +98,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 	}
 	if o.Seeder {
 		t.max, t.handout = rules.MaxServed, rules.NewHandout[*conn](pieces.Preferred())
+		t.givers, t.giving = make(chan netip.AddrPort, maxNamed), make(chan struct{}, maxGiving)
 	} else {
 		pieces.SetCopies(t.availability)
 	}
@@ -106,6 +112,9 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 
 // Pieces are what the torrent was added with.
 func (t *Torrent) Pieces() *transport.Pieces { return t.pieces }
+
+// File is the digest of the torrent file.
+func (t *Torrent) File() wire.Digest { return t.file }
 
 // Peers is the number of connections.
 func (t *Torrent) Peers() int {

@@ -228,7 +228,8 @@ type Network struct {
 
 // Get reads a blob.
 func (n *Network) Get(ctx context.Context, path string, limit int64) ([]byte, error) {
-	f, err := n.Store.Blob(ctx, wire.Digest(path[strings.LastIndexByte(path, '/')+1:]))
+	digest, _, _ := strings.Cut(path[strings.LastIndexByte(path, '/')+1:], "?")
+	f, err := n.Store.Blob(ctx, wire.Digest(digest))
 	if err != nil {
 		return nil, err
 	}
