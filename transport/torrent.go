@@ -22,9 +22,9 @@ const MaxTorrent = 6 << 20
 // a piece for every hop: pieces want to be many and small, but each costs a
 // message to every neighbour.
 const (
-	minPiece  = 64 << 10
+	minPiece  = 32 << 10
 	maxPiece  = 4 << 20
-	maxPieces = 4000
+	maxPieces = 4096
 	maxLayer  = 1 << 40
 )
 

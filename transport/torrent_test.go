@@ -37,10 +37,10 @@ func TestPiecesAreManyAndSmall(t *testing.T) {
 		size, length int64
 		count        int
 	}{
-		{1, 64 << 10, 1},
-		{64 << 20, 64 << 10, 1024},
-		{250 << 20, 64 << 10, 4000},
-		{250<<20 + 1, 128 << 10, 2001},
+		{1, 32 << 10, 1},
+		{64 << 20, 32 << 10, 2048},
+		{128 << 20, 32 << 10, 4096},
+		{128<<20 + 1, 64 << 10, 2049},
 	} {
 		file, err := transport.NewTorrent(zeros{}, tt.size, layer)
 		if err != nil {

@@ -121,7 +121,7 @@ func TestTakesOver(t *testing.T) {
 				}
 				if after == 0 {
 					total = daemon.Came()
-				} else if came := daemon.Came(); came > total-int64(after)<<14 { // a piece has 64 KiB, and some are of frames that are not complete
+				} else if came := daemon.Came(); came > total-int64(after)<<14 { // a piece has 32 KiB, and some are of frames that are not complete
 					t.Errorf("with %d pieces there, %d bytes came, without %d", after, came, total)
 				}
 			})

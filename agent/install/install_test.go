@@ -257,7 +257,7 @@ func TestPowerCycle(t *testing.T) {
 				t.Fatalf("Run: %v", err)
 			}
 			staging := filepath.Join(w.machine.Root, install.StagingDir)
-			spoil(t, filepath.Join(staging, version.Layers[0].Digest.Hex()), 20*64<<10)
+			spoil(t, filepath.Join(staging, version.Layers[0].Digest.Hex()), 40*32<<10)
 			if err := os.WriteFile(filepath.Join(staging, wire.DigestOf(nil).Hex()), []byte("of another version"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -270,7 +270,7 @@ func TestPowerCycle(t *testing.T) {
 			again.installed(t)
 			least, most := version.Layers[0].Size, version.Layers[0].Size
 			if keeps { // pieces 0 to 5, the one that was spoilt, the index and what comes before the staging
-				least, most = 7*64<<10, 11*64<<10
+				least, most = 7*32<<10, 11*32<<10
 			}
 			if l := again.report.Last; l.FromPeers < least || l.FromPeers > most || l.Done != l.Total {
 				t.Errorf("disk kept: %v: fetched %d bytes, want %d to %d; %+v", keeps, l.FromPeers, least, most, l)

@@ -124,8 +124,8 @@ func TestALayerIsLost(t *testing.T) {
 		piece int // the first that is there
 		says  string
 	}{
-		{"all of it", 1 << 20, "plan: image tiny:2: layer 1: 8 of 8 pieces missing: fake: not found"},
-		{"its beginning", 3, "fetch: layer 1: 3 of 8 pieces missing: fake: not found"},
+		{"all of it", 1 << 20, "plan: image tiny:2: layer 1: 16 of 16 pieces missing: fake: not found"},
+		{"its beginning", 3, "fetch: layer 1: 3 of 16 pieces missing: fake: not found"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -181,7 +181,7 @@ func (s *sim) tell(n *node) {
 	n.round++
 	later := false
 	for _, e := range n.ends {
-		if e.Far && n.round%rules.FarBatch > 0 {
+		if e.Waits(n.round, e.peer.interested, e.Fed(s.clock)) {
 			later = later || e.told < len(n.order)
 			continue
 		}

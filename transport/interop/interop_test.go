@@ -148,15 +148,12 @@ func meet(ctx context.Context, t *testing.T, seed uint64) *meeting {
 	wg.Go(func() { web.Serve(ln) })
 	t.Cleanup(func() { web.Close(); wg.Wait() })
 
-	bare, err := transport.NewTorrent(bytes.NewReader(m.content), m.info.Length, m.info.Layer)
-	if err != nil {
-		t.Fatal(err)
-	}
 	dead := listen(t, address())
 	dead.Close()
 	refuses := fmt.Sprintf("http://%s/announce", dead.Addr())
 	m.torrent = fmt.Appendf(nil, "d8:announce%d:%s13:announce-listll%d:%sel%d:%see%s",
-		len(refuses), refuses, len(refuses), refuses, len(m.url), m.url, bare[1:])
+		len(refuses), refuses, len(refuses), refuses, len(m.url), m.url, m.info.File[1:])
+	var err error
 	if m.info, err = transport.ParseTorrent(m.torrent); err != nil {
 		t.Fatal(err)
 	}

@@ -115,8 +115,8 @@ func TestFeeds(t *testing.T) {
 				if len(c.open) > 0 {
 					of = append(of, c)
 				}
-				if len(c.open) > rules.MinAsking {
-					t.Errorf("%d pieces are asked of one node, want %d", len(c.open), rules.MinAsking)
+				if len(c.open) > rules.Asking(0, torrent.info.PieceLength) {
+					t.Errorf("%d pieces are asked of one node, want %d", len(c.open), rules.Asking(0, torrent.info.PieceLength))
 				}
 			}
 			if len(of) != want {

@@ -205,10 +205,11 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 	for round := 1; ; round++ {
 		more := t.sync()
 		later := false // there are those who are not told yet
+		now := time.Now()
 		t.mu.Lock()
 		for c := range t.conns {
 			switch {
-			case c.Far && round%rules.FarBatch > 0:
+			case c.Waits(round, c.lacks > 0, c.Fed(now)):
 				later = true
 			case c.origin != transport.FromServer || c.expects:
 				c.expects = false
@@ -247,6 +248,7 @@ func (t *Torrent) sync() <-chan struct{} {
 		}
 		have := pp.Message{Type: pp.Have, Index: pp.Integer(n)}.MustMarshalBinary()
 		for c := range t.conns {
+			c.lacks += btoi(!c.has.Has(n))
 			// One of ours that has the piece has no use for the news; a server
 			// counts the copies.
 			if !c.ours || !c.has.Has(n) || c.origin == transport.FromServer {
@@ -478,7 +480,7 @@ func (t *Torrent) attach(c *conn) bool {
 	if len(t.conns) >= most && !t.room(c) && !(t.mayBeMate(c) && len(t.conns) < most+rules.MaxGuests) {
 		return false
 	}
-	t.conns[c] = true
+	t.conns[c], c.lacks = true, t.seen
 	c.introduce()
 	c.Met, t.handout.Idle = !c.ltep, false
 	return true
@@ -537,6 +539,7 @@ func (t *Torrent) gains(c *conn, n int) {
 	c.Gained = time.Now()
 	t.counts(c, n, 1)
 	c.Useful += btoi(!t.spare.Has(n))
+	c.lacks -= btoi(t.have.Has(n))
 	if t.seeder {
 		t.handout.Taken(c, n, c.Gained)
 	}

@@ -5,12 +5,17 @@ package transporttest
 import (
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/anacrolix/torrent/bencode"
+	"github.com/anacrolix/torrent/metainfo"
 
 	"rookery/transport"
 	"rookery/wire"
@@ -65,15 +70,27 @@ var ErrFull = errors.New("no space left on device")
 // WriteAt is io.WriterAt.
 func (*Full) WriteAt([]byte, int64) (int, error) { return 0, ErrFull }
 
+const pieceLength = 64 << 10
+
 // Layer makes size bytes that look like a compressed layer, different for each
-// seed, and their torrent.
+// seed, and their torrent, which has pieces of 64 KiB.
 func Layer(t testing.TB, seed uint64, size int) ([]byte, transport.Info) {
 	t.Helper()
 	content := make([]byte, size)
 	var key [32]byte
 	key[0] = byte(seed)
 	rand.NewChaCha8(key).Read(content) // never fails
-	file, err := transport.NewTorrent(bytes.NewReader(content), int64(size), wire.DigestOf(content))
+	private := true
+	torrent := metainfo.Info{Name: wire.DigestOf(content).Hex(), Length: int64(size), PieceLength: pieceLength, Private: &private}
+	for piece := range slices.Chunk(content, pieceLength) {
+		sum := sha1.Sum(piece)
+		torrent.Pieces = append(torrent.Pieces, sum[:]...)
+	}
+	dict, err := bencode.Marshal(torrent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := bencode.Marshal(metainfo.MetaInfo{InfoBytes: dict})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,8 @@ import (
 // takes as long to come as a piece.
 const (
 	MaxFeeds  = 4                      // nodes that are asked at a time
-	MinAsking = 2                      // pieces asked of each, or
+	minAsking = 2                      // pieces asked of each, or
+	askLeast  = 96 << 10               // bytes of pieces, or
 	AskAhead  = 100 * time.Millisecond // what it sends in that time, when that is more
 	QuietFor  = 2 * time.Second        // without a byte: another is asked beside it
 	Breather  = time.Second            // before who refused is asked again, unless it unchokes us
@@ -167,7 +168,9 @@ func Ahead(least int, d time.Duration, rate, length int64) int {
 
 // Asking is how many pieces are asked of each node by one that gets down bytes a
 // second.
-func Asking(down, length int64) int { return Ahead(MinAsking, AskAhead, down/MaxFeeds, length) }
+func Asking(down, length int64) int {
+	return Ahead(max(minAsking, int(askLeast/length)), AskAhead, down/MaxFeeds, length)
+}
 
 // Measured is how often rates are measured.
 const Measured = 250 * time.Millisecond
@@ -183,6 +186,24 @@ const (
 	minBatch = 50 * time.Millisecond
 	maxBatch = 150 * time.Millisecond
 )
+
+// NewsBatch is how many times as long news waits for who is fed by others and would
+// find something here: it has enough to choose from, and each packet costs as much as
+// a dozen of news.
+const NewsBatch = 3
+
+// Waits says whether a peer hears of new pieces later than others: round counts how
+// often they were told, wants is whether we have something that
+// it has not, and fed whether it gets it.
+func (f *Feed) Waits(round int, wants, fed bool) bool {
+	switch {
+	case f.Server:
+		return false
+	case f.Far:
+		return round%FarBatch > 0
+	}
+	return wants && !fed && round%NewsBatch > 0
+}
 
 // TellServers is how often a server hears of pieces that it has not offered. It
 // only counts them, and every packet costs its uplink one that says it has come.

@@ -13,6 +13,7 @@ import (
 // out once before any twice, and again when nobody else has it.
 const (
 	minOffers   = 8                      // pieces on offer at a time, or
+	offerLeast  = 512 << 10              // bytes of pieces, or
 	offerAhead  = 600 * time.Millisecond // what leaves in that time, when that is more
 	maxOffering = 16 << 20               // bytes on offer at a time
 	offerFor    = time.Second            // an offer is not late before that
@@ -113,7 +114,8 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 	if lines > 1 {
 		ahead, most = lineAhead, max(most, lines*minOffers)
 	}
-	limit := min(Ahead(minOffers, ahead, up, length), max(most, minOffers))
+	least := max(minOffers, int(offerLeast/length))
+	limit := min(Ahead(least, ahead, up, length), max(most, least))
 	if h.waiting >= limit {
 		return
 	}

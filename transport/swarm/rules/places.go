@@ -19,9 +19,9 @@ const (
 	// Blocks that leave at a time, of all torrents: each has its turn until it has
 	// left, so that pieces are complete one after the other, and fifty
 	// connections do not overflow the queues on the way.
-	MaxTurns  = 8
+	MaxTurns  = 4
 	turnAhead = 50 * time.Millisecond // what leaves in that time needs no turn
-	turnLeast = 16 << 10              // bytes that need none
+	turnLeast = 48 << 10              // bytes that need none
 )
 
 // A Place is what a node knows of a peer that asks it for pieces.
