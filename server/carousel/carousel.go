@@ -264,6 +264,7 @@ func (c *Carousel) send(ctx context.Context, j job, s *sending, shared *transpor
 	sender := &multicast.Sender{
 		Info: layer.Info, Layer: layer.Bytes, First: layer.First, Out: c.Out, To: netip.AddrPortFrom(group, c.Port),
 		Rate: rate, Shared: shared, Parity: c.Parity, Demand: &s.demand, Always: always,
+		Log: c.Log.With("layer", short(j.layer)),
 	}
 	return sender.Run(ctx)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -32,7 +33,7 @@ func BenchmarkReceive(b *testing.B) {
 		b.Fatal(err)
 	}
 	if os.Getenv(sendsOnly) != "" {
-		s := &Sender{Info: info, Layer: bytes.NewReader(content), Demand: &Demand{}, Rate: 300 << 20, Always: true, Parity: 0.01,
+		s := &Sender{Info: info, Layer: bytes.NewReader(content), Demand: &Demand{}, Rate: 300 << 20, Always: true, Parity: 0.01, Log: slog.New(slog.DiscardHandler),
 			Out: Outlet{From: netip.MustParseAddr(m.Server), Via: card, TTL: 1}, To: netip.AddrPortFrom(group, m.Port)}
 		ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 		defer cancel()

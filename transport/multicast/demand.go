@@ -26,7 +26,8 @@ type Demand struct {
 
 type client struct {
 	wire.Want
-	at time.Time // it said so
+	at     time.Time // it said so
+	before time.Time // it had said something
 }
 
 // Hear takes note of what a node says, and says whether it is new.
@@ -36,12 +37,12 @@ func (d *Demand) Hear(w wire.Want, now time.Time) (news bool) {
 	if d.clients == nil {
 		d.clients = map[string]client{}
 	}
-	_, known := d.clients[w.Client]
+	last, known := d.clients[w.Client]
 	switch {
 	case w.Done:
 		delete(d.clients, w.Client)
 	case known || len(d.clients) < maxClients:
-		d.clients[w.Client] = client{w, now}
+		d.clients[w.Client] = client{w, now, last.at}
 	}
 	if d.changed != nil {
 		close(d.changed)

@@ -42,10 +42,10 @@ func TestNeeds(t *testing.T) {
 		{name: "nobody", want: []float64{0, 0, 0}},
 		{name: "one that knows nothing yet", clients: []client{{at: at(10)}}, want: []float64{1, 1, 0}},
 		{name: "the one that lacks most counts", clients: []client{
-			{wire.Want{Lacks: []byte{51, 0, 255}}, at(10)}, {wire.Want{Lacks: []byte{0, 102, 255}}, at(10)},
+			{Want: wire.Want{Lacks: []byte{51, 0, 255}}, at: at(10)}, {Want: wire.Want{Lacks: []byte{0, 102, 255}}, at: at(10)},
 		}, want: []float64{0.2, 0.4, 0}},
-		{name: "it may have come since", clients: []client{{wire.Want{Lacks: []byte{255, 255, 255}}, at(1)}}, want: []float64{1, 0, 0}},
-		{name: "of fewer blocks", clients: []client{{wire.Want{Lacks: []byte{255}}, at(20)}}, want: []float64{1, 0, 0}},
+		{name: "it may have come since", clients: []client{{Want: wire.Want{Lacks: []byte{255, 255, 255}}, at: at(1)}}, want: []float64{1, 0, 0}},
+		{name: "of fewer blocks", clients: []client{{Want: wire.Want{Lacks: []byte{255}}, at: at(20)}}, want: []float64{1, 0, 0}},
 	} {
 		if got := needs(tt.clients, sent); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)

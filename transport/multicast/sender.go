@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -26,11 +27,12 @@ type Sender struct {
 	First  int64 // byte of the layer to begin with, such as the index
 	Out    Outlet
 	To     netip.AddrPort
-	Rate   int64              // bytes a second on the wire
+	Rate   int64              // bytes a second on the wire, at the most
 	Shared *transport.Limiter // beside Rate, of several Senders; may be nil
 	Parity float64            // sent beyond the data where nobody says that anything is lost
 	Demand *Demand
 	Always bool // all of it, again and again, whatever is known of who wants it
+	Log    *slog.Logger
 }
 
 // Run sends until ctx ends, and returns nil then. It fails when it can read or
@@ -45,7 +47,7 @@ func (s *Sender) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &round{Sender: s, layout: l, out: out, own: transport.NewLimiter(s.Rate), sender: rand.Uint32(),
+	r := &round{Sender: s, layout: l, out: out, rate: s.Rate, own: transport.NewLimiter(s.Rate), sender: rand.Uint32(),
 		cursor: make([]int, l.blocks()), sent: make([]time.Time, l.blocks())}
 	first := l.of(int(s.First / s.Info.PieceLength))
 	few := 0 // passes in a row that were over blocks of which little is lacked
@@ -100,6 +102,8 @@ type round struct {
 	*Sender
 	*layout
 	out    *Out
+	pace   pace
+	rate   int64 // bytes a second: what pace says
 	own    *transport.Limiter
 	sender uint32
 	seq    uint32
@@ -112,16 +116,30 @@ type round struct {
 
 // send sends one pass, some blocks at a time in turns.
 func (r *round) send(ctx context.Context, orders []order) error {
-	mix := max(1, int(min(float64(mixMost), float64(r.Rate)*mixFor.Seconds())/float64(r.size(0))))
 	last := uint32(orders[len(orders)-1].block)
 	for len(orders) > 0 {
-		n := min(mix, len(orders))
+		r.adapt(time.Now())
+		mix := int(min(float64(mixMost), float64(r.rate)*mixFor.Seconds()) / float64(r.size(0)))
+		n := min(max(1, mix), len(orders))
 		if err := r.group(ctx, orders[:n], last); err != nil {
 			return err
 		}
 		orders = orders[n:]
 	}
 	return r.flush(ctx)
+}
+
+// adapt changes the rate to what is to be sent at by now.
+func (r *round) adapt(now time.Time) {
+	r.pace = r.pace.next(r.Rate, r.Demand.fresh(now), now)
+	rate := r.Rate
+	if r.pace.rate > 0 {
+		rate = r.pace.rate
+	}
+	if rate != r.rate {
+		r.Log.Info("multicast goes at another rate", "from", r.rate, "to", rate)
+		r.rate, r.own = rate, transport.NewLimiter(rate)
+	}
 }
 
 // group sends what is ordered of some blocks, a row of each in turn, data before
@@ -190,7 +208,7 @@ func (r *round) datagram(ctx context.Context, h header, shard []byte) error {
 	r.batch = append(appendHeader(r.batch, h), shard...)
 	r.waits++
 	size := headerSize + r.shard
-	if r.waits >= r.out.most(size) || float64(len(r.batch)+size) > float64(r.Rate)*batchFor.Seconds() {
+	if r.waits >= r.out.most(size) || float64(len(r.batch)+size) > float64(r.rate)*batchFor.Seconds() {
 		return r.flush(ctx)
 	}
 	return nil

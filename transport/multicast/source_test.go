@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -52,7 +53,7 @@ func send(t *testing.T, m wire.Multicast, info transport.Info, content []byte, d
 		t.Fatal(err)
 	}
 	s := &Sender{
-		Info: info, Layer: bytes.NewReader(content), Demand: d, Rate: 50 << 20,
+		Info: info, Layer: bytes.NewReader(content), Demand: d, Rate: 50 << 20, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Out: Outlet{From: netip.MustParseAddr(m.Server), Via: card, TTL: 1},
 		To:  netip.AddrPortFrom(group, m.Port),
 	}
@@ -86,8 +87,8 @@ func TestSource(t *testing.T) {
 	}
 }
 
-// A relay passes datagrams on to a group of its own and drops some, by chance.
-func relay(t *testing.T, m wire.Multicast, info transport.Info, drop float64) (to wire.Multicast) {
+// A relay passes datagrams on to a group of its own but for those to drop.
+func relay(t *testing.T, m wire.Multicast, info transport.Info, drop func(size int) bool) (to wire.Multicast) {
 	t.Helper()
 	from, err := GroupOf(m.Group, info.InfoHash, m.Rate)
 	if err != nil {
@@ -103,13 +104,12 @@ func relay(t *testing.T, m wire.Multicast, info transport.Info, drop float64) (t
 	if err != nil {
 		t.Fatal(err)
 	}
-	chance := rand.New(rand.NewPCG(1, 2))
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
 			err := in.read(func(batch [][]byte) {
 				for _, b := range batch {
-					if chance.Float64() >= drop {
+					if !drop(len(b)) {
 						out.write(b, len(b), netip.AddrPortFrom(from, to.Port))
 					}
 				}
@@ -121,6 +121,27 @@ func relay(t *testing.T, m wire.Multicast, info transport.Info, drop float64) (t
 	})
 	t.Cleanup(func() { in.Close(); running.Wait(); out.Close() })
 	return to
+}
+
+// some is to drop a share, by chance.
+func some(share float64) func(int) bool {
+	chance := rand.New(rand.NewPCG(1, 2))
+	return func(int) bool { return chance.Float64() < share }
+}
+
+// beyond is to drop what is more than so many bytes a second, with a queue of a tenth of one.
+func beyond(rate float64) func(int) bool {
+	const queue = 0.1
+	began := time.Now()
+	paid := 0.0 // seconds since
+	return func(size int) bool {
+		now := time.Since(began).Seconds()
+		if paid = max(paid, now); paid > now+queue {
+			return true
+		}
+		paid += float64(size) / rate
+		return false
+	}
 }
 
 // hears is a server that takes what nodes want.
@@ -167,7 +188,7 @@ func TestLosses(t *testing.T) {
 		loss := float64(percent) / 100
 		t.Run(fmt.Sprint(percent), func(t *testing.T) {
 			m, d := families["IPv4"], &Demand{}
-			to := relay(t, m, info, loss)
+			to := relay(t, m, info, some(loss))
 			var sent counter
 			source := &Source{Config: to, Via: card, Alone: true, Wants: hears(t, d), Client: http.DefaultClient}
 			sent.of = bytes.NewReader(content)
@@ -178,10 +199,33 @@ func TestLosses(t *testing.T) {
 		})
 		t.Run(fmt.Sprint(percent, " unheard, little memory"), func(t *testing.T) {
 			m := families["IPv4"]
-			to := relay(t, m, info, loss)
+			to := relay(t, m, info, some(loss))
 			send(t, m, info, content, &Demand{}, func(s *Sender) { s.Always, s.Rate = true, 40<<20 })
 			fetch(t, &Source{Config: to, Via: card, Alone: true, Memory: 2 << 20}, info, content)
 		})
+	}
+}
+
+// One with a link of a fifth of the rate, and memory for a quarter of the layer, is
+// sent what its link carries when no others are left: at the set rate it took 15 copies.
+func TestSlow(t *testing.T) {
+	if !netnstest.Inside(t) {
+		return
+	}
+	loop(t)
+	const size, rate = 8 << 20, 10 << 20
+	content, info := transporttest.Layer(t, 1, size)
+	m, d := families["IPv4"], &Demand{}
+	to := relay(t, m, info, beyond(rate/5))
+	source := &Source{Config: to, Via: card, Alone: true, Memory: 2 << 20, Wants: hears(t, d), Client: http.DefaultClient}
+	sent := counter{of: bytes.NewReader(content)}
+	stop := send(t, m, info, content, d, func(s *Sender) { s.Layer, s.Rate = &sent, rate })
+	fetch(t, source, info, content)
+	stop()
+	copies := float64(sent.read) / size
+	t.Logf("%.2f copies of the blocks were begun", copies)
+	if copies > 6 { // a small remainder of a block counts as one, too
+		t.Errorf("%.1f copies were begun, want at most 6", copies)
 	}
 }
 
@@ -283,7 +327,7 @@ func TestHoles(t *testing.T) {
 	const size, loss = 8 << 20, 0.05
 	content, info := transporttest.Layer(t, 1, size)
 	m, d := families["IPv4"], &Demand{}
-	to := relay(t, m, info, loss)
+	to := relay(t, m, info, some(loss))
 	send(t, m, info, content, d, func(s *Sender) { s.Rate = 4 << 20 })
 	p := transport.NewPieces(info, transporttest.NewMemory(nil))
 	ctx, stop := context.WithCancel(t.Context())
