@@ -37,6 +37,7 @@ type Pieces struct {
 	brought   [origins]int64
 	uploaded  int64
 	copies    func() []int32
+	parts     func(n int, b []byte) []Range
 }
 
 // NewPieces is a layer of which nothing is there yet. Piece n is kept in store
@@ -198,6 +199,26 @@ func (p *Pieces) Copies() []int32 {
 		return nil
 	}
 	return copies()
+}
+
+// SetParts lets a source give what it has of pieces that are not complete; nil
+// takes that back. parts is as Part, and is called without a lock of p.
+func (p *Pieces) SetParts(parts func(n int, b []byte) []Range) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.parts = parts
+}
+
+// Part writes what some source has of piece n into b, which is as large, and says
+// which parts of b remain to be filled; nil: nothing is there. Nothing of it is verified.
+func (p *Pieces) Part(n int, b []byte) (holes []Range) {
+	p.mu.Lock()
+	parts := p.parts
+	p.mu.Unlock()
+	if parts == nil {
+		return nil
+	}
+	return parts(n, b)
 }
 
 // Received adds n bytes that came in but are not a whole piece yet: a sign of

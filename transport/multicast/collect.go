@@ -315,7 +315,7 @@ func (c *collector) closeBlock(n int) {
 // passed says whether the sender has been at a block and is no more.
 func (c *collector) passed(n int, now time.Time) bool {
 	touch := c.state[n].touch
-	return !touch.IsZero() && now.Sub(touch) > quietAfter
+	return !touch.IsZero() && (now.Sub(touch) > quietAfter || now.Sub(c.heard) > breakAfter)
 }
 
 // flows says whether the sender sends.
@@ -330,29 +330,32 @@ func (c *collector) trusted(now time.Time) bool {
 
 // expected says of each piece whether it comes by itself: those ahead of the
 // sender in this pass, and of a block that it has passed all but as many as
-// others have to bring to make it complete. nil when nothing comes.
+// others have to bring to make it complete, and twice as many each time that these
+// are due and it is not. nil when nothing comes.
 func (c *collector) expected(now time.Time) []bool {
-	if !c.flows(now) || !c.trusted(now) {
+	if !c.trusted(now) {
 		return nil
 	}
-	all := make([]bool, len(c.info.Hashes))
+	var all []bool
+	flows := c.flows(now)
 	ahead := (int(c.last) - int(c.at) + len(c.state)) % len(c.state)
 	for n := range c.state {
 		first, end := c.pieces(n)
 		from := (n - int(c.at) + len(c.state)) % len(c.state)
 		passed := c.passed(n, now)
 		b := c.open[n]
-		switch {
-		case c.state[n].closed, passed && b == nil, !passed && from > ahead:
+		if c.state[n].closed || passed && b == nil || !passed && (!flows || from > ahead) {
 			continue
-		case passed && now.Sub(c.state[n].touch) > quietAfter+dueAfter:
-			continue
+		}
+		if all == nil {
+			all = make([]bool, len(c.info.Hashes))
 		}
 		for i := first; i < end; i++ {
 			all[i] = true
 		}
 		if passed {
-			for _, i := range c.holes(b) {
+			late := min(16, now.Sub(c.state[n].touch)/dueAfter)
+			for _, i := range c.holes(b, c.missing(b)<<late) {
 				all[first+i] = false
 			}
 		}
@@ -360,25 +363,71 @@ func (c *collector) expected(now time.Time) []bool {
 	return all
 }
 
-// holes are the pieces of a block that complete it when others bring them, as
-// few as will do.
-func (c *collector) holes(b *block) (list []int) {
-	order := make([]int, len(b.lacks))
-	for i := range order {
-		order[i] = i
+// holes are the pieces of a block that bring it so many rows that it misses when
+// others bring what is missing of them: those first of which most bytes make
+// whole rows.
+func (c *collector) holes(b *block, missing int) (list []int) {
+	whole := make([]int, len(b.lacks)) // rows
+	for row := range c.rows(b.n) {
+		in, last := 0, 0
+		c.eachPiece(b, row, func(i int) {
+			if !b.told[i] {
+				in, last = in+1, i
+			}
+		})
+		if in == 1 && !b.have[row] {
+			whole[last]++
+		}
 	}
-	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(b.lacks[j], b.lacks[i]) })
-	missing := c.missing(b)
+	order := make([]int, 0, len(b.lacks))
+	for i := range b.lacks {
+		if !b.told[i] && b.lacks[i] > 0 {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		return cmp.Or(cmp.Compare(whole[j]*b.lacks[i], whole[i]*b.lacks[j]), cmp.Compare(whole[j], whole[i]))
+	})
 	for _, i := range order {
 		if missing <= 0 {
 			break
 		}
-		if !b.told[i] {
-			list = append(list, i)
-			missing -= max(1, b.lacks[i]-1) // a row at its edge may be a neighbour's, too
-		}
+		list = append(list, i)
+		missing -= max(1, whole[i])
 	}
 	return list
+}
+
+// part copies what is here of piece n into its bytes, and says what is not; nil:
+// nothing is here.
+func (c *collector) part(n int, bytes []byte) (holes []transport.Range) {
+	b := c.open[c.of(n)]
+	if b == nil || b.busy {
+		return nil
+	}
+	first, _ := c.pieces(b.n)
+	begin := int64(n-first) * c.info.PieceLength // in the block
+	end := begin + int64(len(bytes))
+	some := false
+	from, to := c.span(b.n, n)
+	for row := from; row < to; row++ {
+		at := max(begin, int64(row*c.shard))
+		next := min(end, int64((row+1)*c.shard))
+		if b.have[row] {
+			copy(bytes[at-begin:], b.data[at:next])
+			some = true
+			continue
+		}
+		if last := len(holes) - 1; last >= 0 && holes[last].Offset+holes[last].Size == at-begin {
+			holes[last].Size += next - at
+		} else {
+			holes = append(holes, transport.Range{Offset: at - begin, Size: next - at})
+		}
+	}
+	if !some {
+		return nil
+	}
+	return holes
 }
 
 // wants is what to say of each block: 255ths of its rows that are lacked. Beside

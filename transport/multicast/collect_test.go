@@ -3,9 +3,11 @@ package multicast
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
+	"rookery/transport"
 	"rookery/transport/transporttest"
 )
 
@@ -97,7 +99,7 @@ func TestLittleMemory(t *testing.T) {
 }
 
 // What is ahead of the sender comes by itself; of what it has passed others bring
-// as little as completes the rest, and all after a while.
+// as little as completes the rest, and twice as much each time that it is due.
 func TestExpected(t *testing.T) {
 	c, rows := rowsOf(t, 64<<20, false)
 	now := time.Unix(100, 0)
@@ -116,8 +118,8 @@ func TestExpected(t *testing.T) {
 	hear := func(block, row int) {
 		c.add(header{block: uint32(block), row: uint16(row), last: 3}, rows[block][row], now)
 	}
-	for row := range c.rows(1) { // it begins with block 1: it was not there before
-		if row > 2 {
+	for row := range c.rows(1) + 3 { // it begins with block 1: it was not there before
+		if row%120 != 10 { // 5 of data in 5 pieces
 			hear(1, row)
 		}
 	}
@@ -126,24 +128,23 @@ func TestExpected(t *testing.T) {
 		t.Errorf("expected by block: %v, want none of the first", got)
 	}
 	now = now.Add(quietAfter + 1)
+	for _, less := range []int{2, 4, 5, 5} {
+		hear(2, 0)
+		if got := count(); got[1] != per-less || got[2] != per {
+			t.Errorf("expected by block: %v, want all of the second but %d", got, less)
+		}
+		now = now.Add(dueAfter)
+	}
+	now = now.Add(aloneAfter)
+	if got := count(); got != [4]int{0, per - 5, 0, 0} {
+		t.Errorf("expected by block: %v, want of who is silent no more than what can be restored", got)
+	}
 	hear(2, 0)
-	if got := count(); got[1] >= per || got[1] < per-3 || got[2] != per {
-		t.Errorf("expected by block: %v, want nearly all of the second", got)
-	}
-	now = now.Add(dueAfter)
-	hear(2, 1)
-	if got := count(); got[1] != 0 || got[2] != per {
-		t.Errorf("expected by block: %v, want none of the second", got)
-	}
 	c.spoilt = 2
 	if c.expected(now) != nil {
 		t.Error("something is expected of who sends wrong pieces")
 	}
 	c.spoilt = 0
-	now = now.Add(aloneAfter)
-	if c.expected(now) != nil {
-		t.Error("something is expected of who is silent")
-	}
 	now = c.put.Add(hopeFor)
 	hear(3, 0)
 	if c.expected(now) == nil || !c.trusted(now) {
@@ -176,5 +177,36 @@ func TestLost(t *testing.T) {
 	c.add(header{seq: 599, last: 3}, rows[0][0], now) // twice, and after it was asked
 	if got, _ := c.lost(now); got != 0 || c.heavy != 0 {
 		t.Errorf("%.3f lost after a late datagram, want 0", got)
+	}
+}
+
+// What is here of a piece need not come again.
+func TestPart(t *testing.T) {
+	c, rows := rowsOf(t, 64<<20, false)
+	now := time.Unix(100, 0)
+	n := c.per + 1 // its first row is its neighbour's, too
+	content := make([]byte, c.info.PieceSize(n))
+	if c.part(n, content) != nil {
+		t.Error("there is something of a block that has not begun")
+	}
+	from, to := c.span(1, n)
+	lost := map[int]bool{from: true, from + 4: true, from + 5: true}
+	for row := from; row < to; row++ {
+		if !lost[row] {
+			c.add(header{block: 1, row: uint16(row), last: 3}, rows[1][row], now)
+		}
+	}
+	whole := bytes.Join(rows[1], nil)[c.info.PieceLength:][:len(content)]
+	holes := c.part(n, content)
+	edge := int64(from+1)*int64(c.shard) - c.info.PieceLength
+	want := []transport.Range{{Size: edge}, {Offset: edge + 3*int64(c.shard), Size: 2 * int64(c.shard)}}
+	if !slices.Equal(holes, want) {
+		t.Fatalf("holes %v, want %v", holes, want)
+	}
+	for _, h := range holes {
+		copy(content[h.Offset:h.Offset+h.Size], whole[h.Offset:])
+	}
+	if !bytes.Equal(content, whole) {
+		t.Error("other bytes are around the holes")
 	}
 }

@@ -84,10 +84,12 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	running.Go(func() { stop(r.put(ctx)) })
 	running.Go(func() { r.look(ctx) })
 	running.Go(func() { stop(r.say(ctx)) })
+	p.SetParts(r.part)
 	select {
 	case <-p.Done():
 	case <-ctx.Done():
 	}
+	p.SetParts(nil)
 	stop(nil)
 	conn.Close()
 	running.Wait()
@@ -367,6 +369,16 @@ func (r *reception) finish(b *block) error {
 		c.restored(b)
 	}
 	return nil
+}
+
+// part is for transport.Pieces.Part.
+func (r *reception) part(n int, b []byte) []transport.Range {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.col == nil {
+		return nil
+	}
+	return r.col.part(n, b)
 }
 
 // look says again and again which pieces are not to be asked for elsewhere.

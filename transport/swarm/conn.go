@@ -506,12 +506,13 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 		c.late--
 		t.recycle(d.buf)
 	case err == nil:
-		d.blocks[b] = got
+		d.blocks[b].state = got
 		if d.missing--; d.missing == 0 {
 			c.strike(d)
 			c.held = true
-			usual := &t.usual[btoi(c.Far)]
-			*usual = rules.Usually(*usual, now.Sub(d.since))
+			if usual := &t.usual[btoi(c.Far)]; d.holes == nil {
+				*usual = rules.Usually(*usual, now.Sub(d.since))
+			}
 		}
 		t.fill(now)
 	}
@@ -523,13 +524,18 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 
 	// While this hashes and writes, the requests made above are on their way.
 	err = t.pieces.Put(d.piece, d.buf, c.origin)
+	doubt := d.holes != nil && errors.Is(err, transport.ErrBadPiece)
 	t.mu.Lock()
 	c.held, c.Heard = false, time.Now()
+	if doubt {
+		t.whole[d.piece] = true // and it shows whose fault it is
+	}
 	t.drop(d)
 	t.mu.Unlock()
 	switch {
 	case err == nil:
 		t.sync()
+	case doubt:
 	case errors.Is(err, transport.ErrBadPiece):
 		t.peer.log.Warn("swarm: banned", "client", remote(c.nc), "err", err)
 		t.peer.ban(remote(c.nc).Addr())

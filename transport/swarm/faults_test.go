@@ -217,3 +217,37 @@ func TestMostAreCutOff(t *testing.T) {
 		}
 	})
 }
+
+// Of pieces that another source has in part nodes are asked for the rest. When that
+// does not make them right, they are asked for whole, and nobody is to blame.
+func TestHolesAreFilled(t *testing.T) {
+	for name, tt := range map[string]struct {
+		wrong byte
+		least float64
+		most  float64 // copies that the other node sends
+	}{
+		"right": {0, 0.24, 0.26},
+		"wrong": {1, 1.2, 1.3},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, end := newSite(t, 64)
+			defer end()
+			server := s.server()
+			other := s.node(s.rate)
+			s.done(t, other)
+			server.off()
+			pieces := transport.NewPieces(s.info, transporttest.NewMemory(nil))
+			pieces.SetParts(func(n int, b []byte) []transport.Range {
+				copy(b, s.content[n*len(b):])
+				b[100] ^= tt.wrong
+				quarter := int64(len(b) / 4)
+				clear(b[quarter : 2*quarter])
+				return []transport.Range{{Offset: quarter, Size: quarter / 2}, {Offset: quarter * 3 / 2, Size: quarter / 2}}
+			})
+			s.done(t, s.join(pieces, Options{}, s.rate))
+			if sent := s.sent(other); sent < tt.least || sent > tt.most {
+				t.Errorf("%s: %.3f copies were sent, want %.2f to %.2f", name, sent, tt.least, tt.most)
+			}
+		})
+	}
+}

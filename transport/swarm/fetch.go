@@ -7,11 +7,14 @@ import (
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
 
+	"rookery/transport"
 	"rookery/transport/swarm/rules"
 )
 
 // What is asked of whom is decided in package rules. A piece comes whole from one
 // peer, so that a bad one has one culprit, and is passed on when it is complete.
+// Only of what multicast left open ours are asked for the holes alone; when that
+// turns out wrong the piece is asked for whole.
 const (
 	stockBlock  = 16 << 10 // bytes of one request to a stock client
 	ownBlock    = 64 << 10 // to one of ours
@@ -25,11 +28,17 @@ type download struct {
 	taken   int // times
 	since   time.Time
 	buf     []byte
-	size    int     // of a block, in bytes
-	blocks  []state // of each
-	missing int     // blocks
-	reading bool    // a block is being read into buf
-	dropped bool    // whoever reads it gives buf back
+	holes   []transport.Range // of the piece, to fill; nil: all of it
+	blocks  []block
+	missing int  // blocks
+	reading bool // a block is being read into buf
+	dropped bool // whoever reads it gives buf back
+}
+
+// A block is what one request is about.
+type block struct {
+	begin, length int // in the piece
+	state         state
 }
 
 // state is how far a block is.
@@ -41,29 +50,35 @@ const (
 	forgone
 )
 
-func newDownload(piece int, buf []byte, size int, now time.Time) *download {
-	count := (len(buf) + size - 1) / size
-	return &download{piece: piece, since: now, buf: buf, size: size, blocks: make([]state, count), missing: count}
-}
-
-// block is the place of block b in its piece.
-func (d *download) block(b int) (begin, length int) {
-	begin = b * d.size
-	return begin, min(d.size, len(d.buf)-begin)
+// newDownload is of blocks of size bytes at the most.
+func newDownload(piece int, buf []byte, holes []transport.Range, size int, now time.Time) *download {
+	d := &download{piece: piece, since: now, buf: buf, holes: holes}
+	if holes == nil {
+		holes = []transport.Range{{Size: int64(len(buf))}}
+	}
+	for _, h := range holes {
+		for begin, end := int(h.Offset), int(h.Offset+h.Size); begin < end; begin += size {
+			d.blocks = append(d.blocks, block{begin: begin, length: min(size, end-begin)})
+		}
+	}
+	d.missing = len(d.blocks)
+	return d
 }
 
 func (d *download) message(kind pp.MessageType, b int) pp.Message {
-	begin, length := d.block(b)
+	begin, length := d.blocks[b].begin, d.blocks[b].length
 	return pp.Message{Type: kind, Index: pp.Integer(d.piece), Begin: pp.Integer(begin), Length: pp.Integer(length)}
 }
 
 // find is the block that was asked for with these numbers.
 func (c *conn) find(piece, begin, size int64) (*download, int) {
 	for _, d := range c.open {
-		b := int(begin / int64(d.size))
-		if int64(d.piece) == piece && b < len(d.blocks) && d.blocks[b] == asked {
-			if at, length := d.block(b); int64(at) == begin && int64(length) == size {
-				return d, b
+		if int64(d.piece) != piece {
+			continue
+		}
+		for i, b := range d.blocks {
+			if b.state == asked && int64(b.begin) == begin && int64(b.length) == size {
+				return d, i
 			}
 		}
 	}
@@ -103,7 +118,12 @@ func (t *Torrent) order(c *conn, now time.Time) bool {
 		return false
 	}
 	t.open++
-	t.askFor(c, newDownload(n, buf[:t.info.PieceSize(n)], c.block, now))
+	buf = buf[:t.info.PieceSize(n)]
+	var holes []transport.Range
+	if c.ours && c.origin == transport.FromPeer && !t.whole[n] {
+		holes = t.pieces.Part(n, buf)
+	}
+	t.askFor(c, newDownload(n, buf, holes, c.block, now))
 	return true
 }
 
@@ -135,9 +155,9 @@ func (t *Torrent) takeOver(now time.Time) {
 		return
 	}
 	for c := range t.conns {
-		if c != from && len(c.open) == 0 && !c.Choked && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) {
+		if c != from && len(c.open) == 0 && !c.Choked && (slow.holes == nil || c.ours && c.origin == transport.FromPeer) && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) {
 			from.forgo(slow, true)
-			next := newDownload(slow.piece, slow.buf, c.block, now)
+			next := newDownload(slow.piece, slow.buf, slow.holes, c.block, now)
 			next.taken = slow.taken + 1
 			t.askFor(c, next)
 			return
@@ -147,9 +167,9 @@ func (t *Torrent) takeOver(now time.Time) {
 
 // forgo strikes a piece off the list of a connection. Blocks of it may still come.
 func (c *conn) forgo(d *download, cancel bool) {
-	for b, state := range d.blocks {
-		if state == asked {
-			d.blocks[b] = forgone
+	for b := range d.blocks {
+		if d.blocks[b].state == asked {
+			d.blocks[b].state = forgone
 			c.late++
 			if cancel {
 				c.send(d.message(pp.Cancel, b))
@@ -250,7 +270,7 @@ func (t *Torrent) refused(c *conn, m *pp.Message, now time.Time) error {
 		}
 		return nil
 	}
-	d.blocks[b] = forgone
+	d.blocks[b].state = forgone
 	c.forgo(d, !c.ours)
 	t.drop(d)
 	c.Refused(now)

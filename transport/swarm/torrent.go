@@ -32,6 +32,7 @@ type Torrent struct {
 	file     wire.Digest         // of the torrent file
 	givers   chan netip.AddrPort // see Giver
 	giving   chan struct{}
+	whole    map[int]bool // pieces to be asked for whole: filling their holes was in vain
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
@@ -94,6 +95,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 		have:     rules.NewSet(len(info.Hashes)),
 		spare:    rules.NewSet(len(info.Hashes)),
 		rank:     make([]int32, len(info.Hashes)),
+		whole:    map[int]bool{},
 		chance:   rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 	}
 	if o.Seeder {
@@ -225,10 +227,10 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			case <-more:
 			}
 		}
-		if t.pieces.Expecting() {
-			batch = castBatch
-		}
 		sleep(ctx, batch)
+		for end := time.Now().Add(castBatch); t.pieces.Expecting() && time.Now().Before(end) && ctx.Err() == nil; {
+			sleep(ctx, batch)
+		}
 	}
 }
 
@@ -304,7 +306,7 @@ func (t *Torrent) judge(c *conn) {
 		c.close()
 		return
 	}
-	if interested := c.Useful > 0; interested != c.interested {
+	if interested := c.Useful > 0; interested != c.interested && !c.ours { // ours do not care
 		c.interested = interested
 		kind := pp.NotInterested
 		if interested {
@@ -344,7 +346,11 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 					t.nearby.Redraw()
 				}
 			}
-			counts := now.Sub(told) >= rules.TellServers
+			tell := rules.TellServers
+			if t.pieces.Expecting() {
+				tell = castBatch
+			}
+			counts := now.Sub(told) >= tell
 			if counts {
 				told = now
 			}

@@ -50,6 +50,7 @@ func (c *conn) ask(r pp.RequestSpec) error {
 		if c.denied == int(r.Index) {
 			c.send(reject(r))
 			if int(r.Begin+r.Length) == t.info.PieceSize(c.denied) {
+				c.denied = -1 // of its holes it may ask
 				t.turnedAway(c)
 			}
 			return nil
