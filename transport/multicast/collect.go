@@ -13,7 +13,7 @@ const (
 	quietAfter = 700 * time.Millisecond // without a row of it: the pass is beyond a block
 	breakAfter = 300 * time.Millisecond // without a datagram: the pass is over
 	aloneAfter = time.Second            // without a datagram: nothing comes any more
-	dueAfter   = 3 * time.Second        // a piece asked of others is to be there
+	dueAfter   = 6 * time.Second        // a piece asked of others is to be there
 	hopeFor    = 20 * time.Second       // without a right piece: the others are not to wait
 	againAfter = 5 * time.Second        // what others did not bring is asked of the sender
 )
@@ -344,7 +344,10 @@ func (c *collector) expected(now time.Time) []bool {
 		from := (n - int(c.at) + len(c.state)) % len(c.state)
 		passed := c.passed(n, now)
 		b := c.open[n]
-		if c.state[n].closed || passed && b == nil || !passed && (!flows || from > ahead) {
+		switch {
+		case c.state[n].closed, passed && b == nil, !passed && (!flows || from > ahead):
+			continue
+		case !flows && c.missing(b) > c.rows(n)/8: // it broke off
 			continue
 		}
 		if all == nil {

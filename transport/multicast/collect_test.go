@@ -134,6 +134,7 @@ func TestExpected(t *testing.T) {
 			t.Errorf("expected by block: %v, want all of the second but %d", got, less)
 		}
 		now = now.Add(dueAfter)
+		c.put = now
 	}
 	now = now.Add(aloneAfter)
 	if got := count(); got != [4]int{0, per - 5, 0, 0} {

@@ -146,7 +146,7 @@ type order struct {
 // a few pieces are cheaper than a row for all is.
 const (
 	marginAlone  = 2.5
-	marginHelped = 0.5
+	marginHelped = 1
 )
 
 // atFirst is what is sent beyond the first block, in which the index is, before

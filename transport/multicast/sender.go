@@ -2,6 +2,7 @@ package multicast
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,7 +17,7 @@ import (
 const (
 	batchFor   = 3 * time.Millisecond   // is sent at a time: queues in switches are short
 	mixFor     = 100 * time.Millisecond // of blocks take turns: a burst of losses hits each of them a little
-	mixMost    = 32 << 20               // bytes of these
+	mixMost    = 16 << 20               // bytes of these
 	hearingFor = 600 * time.Millisecond // after a pass to hear what is lacked
 )
 
@@ -114,19 +115,53 @@ type round struct {
 	waits  int // datagrams in batch
 }
 
-// send sends one pass, some blocks at a time in turns.
-func (r *round) send(ctx context.Context, orders []order) error {
+// send sends one pass, some blocks at a time in turns. The next ones are read and
+// encoded meanwhile.
+func (r *round) send(ctx context.Context, orders []order) (err error) {
 	last := uint32(orders[len(orders)-1].block)
-	for len(orders) > 0 {
-		r.adapt(time.Now())
-		mix := int(min(float64(mixMost), float64(r.rate)*mixFor.Seconds()) / float64(r.size(0)))
-		n := min(max(1, mix), len(orders))
-		if err := r.group(ctx, orders[:n], last); err != nil {
-			return err
+	ahead := r.prepare(&orders)
+	for ahead != nil {
+		g := <-ahead
+		ahead = r.prepare(&orders)
+		if err = g.err; err == nil {
+			err = r.group(ctx, g, last)
 		}
-		orders = orders[n:]
+		if err != nil {
+			break
+		}
 	}
-	return r.flush(ctx)
+	if ahead != nil {
+		<-ahead
+	}
+	return errors.Join(err, r.flush(ctx))
+}
+
+// A group is blocks that take turns.
+type group struct {
+	orders []order
+	tables [][][]byte // rows
+	err    error
+}
+
+// prepare begins to read the first of some orders, and takes them off; nil when there are none.
+func (r *round) prepare(orders *[]order) <-chan group {
+	if len(*orders) == 0 {
+		return nil
+	}
+	r.adapt(time.Now())
+	mix := int(min(float64(mixMost), float64(r.rate)*mixFor.Seconds()) / float64(r.size(0)))
+	n := min(max(1, mix), len(*orders))
+	g := group{orders: (*orders)[:n]}
+	*orders = (*orders)[n:]
+	done := make(chan group, 1)
+	go func() {
+		for _, o := range g.orders {
+			rows, err := r.read(o.block)
+			g.tables, g.err = append(g.tables, rows), errors.Join(g.err, err)
+		}
+		done <- g
+	}()
+	return done
 }
 
 // adapt changes the rate to what is to be sent at by now.
@@ -144,13 +179,10 @@ func (r *round) adapt(now time.Time) {
 
 // group sends what is ordered of some blocks, a row of each in turn, data before
 // parity.
-func (r *round) group(ctx context.Context, orders []order, last uint32) error {
-	counts, tables := make([]int, len(orders)), make([][][]byte, len(orders))
+func (r *round) group(ctx context.Context, g group, last uint32) error {
+	orders, tables := g.orders, g.tables
+	counts := make([]int, len(orders))
 	for i, o := range orders {
-		var err error
-		if tables[i], err = r.read(o.block); err != nil {
-			return err
-		}
 		counts[i] = o.count(r.rows(o.block), 0)
 	}
 	h := header{sender: r.sender, pass: r.pass, last: last}

@@ -245,6 +245,7 @@ func (t *Torrent) sync() <-chan struct{} {
 		t.have.Add(n)
 		t.gained = time.Now()
 		t.spares(n)
+		t.came(n)
 		if t.seeder {
 			continue // see handOut
 		}
@@ -286,6 +287,18 @@ func (t *Torrent) sync() <-chan struct{} {
 		t.judge(c)
 	}
 	return more
+}
+
+// came ends the fetching of a piece that another source has brought.
+func (t *Torrent) came(n int) {
+	for c := range t.conns {
+		for _, d := range slices.Clone(c.open) {
+			if d.piece == n {
+				c.forgo(d, true)
+				t.drop(d)
+			}
+		}
+	}
 }
 
 // spares notes that nobody need give us piece n.
