@@ -19,6 +19,8 @@ const (
 	offerFor    = time.Second            // an offer is not late before that
 	offerIdle   = 2 * time.Second        // without a block that leaves: all that are as old are late
 	greetFor    = time.Second            // for a peer to say what it has a use for
+	maxShares   = 3                      // times the even share that one peer may fill of all that is on offer, or
+	minShare    = 2                      // pieces
 	maxStrange  = 2                      // pieces on offer to an address by connections that took none yet
 	maxHelped   = 16                     // peers that a server helps
 	lineAhead   = 2 * time.Second        // in place of offerAhead where there are racks
@@ -31,7 +33,6 @@ type Handout[P Offered] struct {
 	offers  []offer[P]
 	offered []int32       // how many of offers a piece is in that are not late
 	usually time.Duration // from an offer to the piece being there
-	waiting int           // offers that are not late
 	turn    int
 	racks   map[string]*share[P]
 	Sent    time.Time // when a block left
@@ -60,6 +61,7 @@ type Client struct {
 	took   bool       // something that it was offered
 	since  time.Time
 	count  int // on offer to it
+	waits  int // of these, those that are not late
 	turn   int // when it was last offered something
 }
 
@@ -94,7 +96,7 @@ func (h *Handout[P]) Expire(now time.Time) {
 		if o := &h.offers[i]; !o.late && now.Sub(o.at) > patience {
 			o.late = true
 			h.offered[o.piece]--
-			h.waiting--
+			o.to.Offers().waits--
 			s := h.share(o.to)
 			s.count(o.piece, -1)
 			s.again()
@@ -116,22 +118,26 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 	}
 	least := max(minOffers, int(offerLeast/length))
 	limit := min(Ahead(least, ahead, up, length), max(most, least))
-	if h.waiting >= limit {
-		return
-	}
 	many := 0
 	for range peers {
 		many++
+	}
+	// The first one to come is offered all there is, and needs long for it where its
+	// link carries what it passes on, too: it does not keep the server from the others.
+	share := max(minShare, maxShares*limit/max(1, many))
+	waiting := 0
+	for p := range peers {
+		waiting += min(p.Offers().waits, share)
 	}
 	strange := map[netip.Addr]int{}
 	for _, o := range h.offers {
 		c := o.to.Offers()
 		strange[c.Host] += btoi(!o.late && !c.took)
 	}
-	for h.waiting < limit {
+	h.Idle = true
+	for waiting < limit {
 		p, ok := next(peers, limit, strange)
 		if !ok {
-			h.Idle = true
 			return
 		}
 		c := p.Offers()
@@ -154,7 +160,8 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 		h.turn++
 		c.turn = h.turn
 		tell(p, n)
-		h.waiting++
+		waiting++
+		c.waits++
 		strange[c.Host] += btoi(!c.took)
 	}
 }
@@ -236,9 +243,9 @@ func (h *Handout[P]) withdraw(which func(offer[P]) bool) {
 		}
 		h.offered[o.piece] -= int32(btoi(!o.late))
 		h.share(o.to).count(o.piece, -btoi(!o.late))
-		h.waiting -= btoi(!o.late)
 		h.Idle = false
 		o.to.Offers().count--
+		o.to.Offers().waits -= btoi(!o.late)
 		return true
 	})
 }

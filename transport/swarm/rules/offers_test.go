@@ -48,3 +48,46 @@ func TestWhomAServerHelps(t *testing.T) {
 		}
 	}
 }
+
+// Who came first has all that is on offer. Those who come then get something all the
+// same, and not each as much.
+func TestTheFirstKeepsNobodyOut(t *testing.T) {
+	const pieces = 256
+	now := time.Now()
+	h := NewHandout[*taker](make([]bool, pieces))
+	var peers []*taker
+	offered := func() (of []int) {
+		h.Idle = false
+		h.Offer(slices.Values(peers), make([]int32, pieces), 64<<10, 0, now, func(*taker, int) {})
+		for _, p := range peers {
+			of = append(of, p.count)
+		}
+		return of
+	}
+	join := func(n int) {
+		for range n {
+			p := &taker{NewClient(pieces, netip.AddrFrom4([4]byte{10, 0, 0, byte(len(peers))}), now), NewSet(pieces)}
+			p.Met, p.took = true, true
+			peers = append(peers, p)
+		}
+	}
+	for _, tt := range []struct {
+		join int
+		want []int
+	}{
+		{1, []int{minOffers}},
+		{1, []int{minOffers, 0}},
+		{4, []int{minOffers, 1, 1, 1, 1, 0}},
+		{18, slices.Concat([]int{minOffers}, slices.Repeat([]int{1}, 6), make([]int, 17))},
+	} {
+		join(tt.join)
+		if got := offered(); !slices.Equal(got, tt.want) {
+			t.Errorf("%d peers are offered %v, want %v", len(peers), got, tt.want)
+		}
+	}
+	h.Forget(peers[0])
+	peers = peers[1:]
+	if got := offered(); !slices.Equal(got, slices.Concat(slices.Repeat([]int{1}, minOffers), make([]int, 15))) {
+		t.Errorf("when the first is gone they are offered %v", got)
+	}
+}
