@@ -375,18 +375,8 @@ func (s *sim) measure(n *node) {
 		}
 		n.handout.Expire(s.clock)
 		s.offer(n)
-		s.reclaims(n)
 	}
 	s.lookAround(n)
-}
-
-// reclaims serves those who wait when turns were taken away.
-func (s *sim) reclaims(n *node) {
-	for len(n.queue) > 0 && s.reclaim(n) {
-		e := n.queue[0]
-		n.queue = n.queue[1:]
-		s.serve(e)
-	}
 }
 
 // finish is a node that has everything.

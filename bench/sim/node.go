@@ -79,6 +79,7 @@ type node struct {
 	places  iter.Seq[*end] // these
 	turns   int
 	queue   []*end // for a turn
+	looks   bool   // again whether one was held for too long
 	known   []*candidate
 	dialing int
 	handout *rules.Handout[*end]
@@ -529,6 +530,7 @@ func (s *sim) serve(e *end) {
 			if !slices.Contains(n.queue, e) {
 				n.queue = append(n.queue, e)
 			}
+			s.reclaimsSoon(n)
 			return
 		}
 		n.turns++
@@ -544,7 +546,7 @@ func (s *sim) serve(e *end) {
 	}
 }
 
-// reclaim takes turns from who is too slow, or sees to it that this is looked at again.
+// reclaim takes turns from who is too slow.
 func (s *sim) reclaim(n *node) bool {
 	for _, e := range n.ends {
 		if e.turn && !e.expired && s.now-e.since >= int64(rules.StuckAfter) {
@@ -553,6 +555,31 @@ func (s *sim) reclaim(n *node) bool {
 		}
 	}
 	return n.turns < rules.MaxTurns
+}
+
+// reclaimsSoon serves those who wait when the first turn has been held for too long.
+func (s *sim) reclaimsSoon(n *node) {
+	if n.looks {
+		return
+	}
+	at := s.now + int64(rules.StuckAfter)
+	for _, e := range n.ends {
+		if e.turn && !e.expired {
+			at = min(at, e.since+int64(rules.StuckAfter))
+		}
+	}
+	n.looks = true
+	s.later(time.Duration(at-s.now), func() {
+		n.looks = false
+		for len(n.queue) > 0 && s.reclaim(n) {
+			e := n.queue[0]
+			n.queue = n.queue[1:]
+			s.serve(e)
+		}
+		if len(n.queue) > 0 {
+			s.reclaimsSoon(n)
+		}
+	})
 }
 
 // written looks whether a piece is written, and has left.
