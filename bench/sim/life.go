@@ -15,7 +15,8 @@ func trailing(b uint64) int { return bits.TrailingZeros64(b) }
 // Bytes of what is said by HTTP, and times of the engine's announces.
 const (
 	askSize      = 500             // a request, with its headers
-	manifestSize = 2500            // a manifest and what is said around it, and around a torrent
+	manifestSize = 2200            // a manifest and what is said around it
+	torrentSize  = 300             // what is said around a torrent
 	hashSize     = 20              // of a piece, in a torrent
 	answerSize   = 300             // of a tracker, and for each peer
 	peerSize     = 6               //
@@ -25,34 +26,96 @@ const (
 	forgets      = 45 * time.Second
 )
 
-// call is an HTTP request to the server over a new connection.
-func (s *sim) call(n *node, ask, answer int, then func()) {
-	s.carry(n, s.server, 0, func() {
-		s.carry(s.server, n, 0, func() {
-			s.carry(n, s.server, ask, func() { s.download(n, answer, then) })
+// call is an HTTP request to the server, or a node, over a new connection.
+func (s *sim) call(n, to *node, ask, answer int, then func()) {
+	s.carry(n, to, 0, func() {
+		s.carry(to, n, 0, func() {
+			s.carry(n, to, ask, func() { s.download(to, n, answer, then) })
 		})
 	})
 }
 
-// download sends bytes from the server, in parts that others come between.
-func (s *sim) download(n *node, size int, then func()) {
+// download sends bytes in parts that others come between.
+func (s *sim) download(from, to *node, size int, then func()) {
 	part := min(size, max(s.wire.packet, s.wire.mss))
-	s.carry(s.server, n, part, func() {
+	s.carry(from, to, part, func() {
 		if size == part {
 			then()
 		}
 	})
 	if size > part {
-		s.download(n, size-part, then)
+		s.download(from, to, size-part, then)
 	}
+}
+
+// torrents is how the torrent file goes from hand to hand.
+type torrents struct {
+	giving  int     // who got it from the server and have not come with it
+	givers  []*node // who came, as often as they are to be named
+	waiting []func(from *node)
+}
+
+// torrent gets a node the torrent file, which those who have it give as the server
+// says. A giver that is switched off is not asked: that is noticed at once.
+func (s *sim) torrent(n *node, then func()) {
+	size := torrentSize + hashSize*s.pieces
+	s.carry(n, s.server, askSize, func() {
+		s.files.waiting = append(s.files.waiting, func(from *node) {
+			if from == s.server {
+				s.download(from, n, size, then)
+				return
+			}
+			s.carry(s.server, n, answerSize, func() { s.call(n, from, askSize, size, then) })
+		})
+		s.gives()
+	})
+}
+
+// gives sends who waits for the torrent file to somebody.
+func (s *sim) gives() {
+	f := &s.files
+	for len(f.waiting) > 0 {
+		from := s.server
+		switch {
+		case len(f.givers) > 0:
+			from, f.givers = f.givers[0], f.givers[1:]
+			if from.dead || from.gone {
+				continue
+			}
+		case f.giving < rules.MaxGiving:
+			f.giving++
+			s.later(rules.GivingFor, s.given)
+		default:
+			return
+		}
+		next := f.waiting[0]
+		f.waiting = f.waiting[1:]
+		next(from)
+	}
+}
+
+// given lets the server give the file once more.
+func (s *sim) given() {
+	s.files.giving = max(0, s.files.giving-1)
+	s.gives()
+}
+
+// comes is a node with the file that the server meets.
+func (s *sim) comes(n *node) {
+	for range rules.NamedTo {
+		s.files.givers = append(s.files.givers, n)
+	}
+	s.given()
 }
 
 // start is a node that is switched on: it fetches what is not in the swarm.
 func (s *sim) start(n *node) {
 	n.began = s.now
-	s.call(n, askSize, manifestSize+hashSize*s.pieces, func() {
-		s.events.push(event{at: s.now + int64(n.chance.Int64N(int64(rules.Measured))), kind: measures, who: n.id})
-		s.call(n, askSize, 0, func() { s.announced(n, true, false) })
+	s.call(n, s.server, askSize, manifestSize, func() {
+		s.torrent(n, func() {
+			s.events.push(event{at: s.now + int64(n.chance.Int64N(int64(rules.Measured))), kind: measures, who: n.id})
+			s.call(n, s.server, askSize, 0, func() { s.announced(n, true, false) })
+		})
 	})
 }
 

@@ -51,6 +51,7 @@ type node struct {
 	dead     bool
 	died     int64
 	gone     bool // it has left the swarm
+	came     bool // the server has met it
 	slow     bool
 	late     bool
 
@@ -257,6 +258,10 @@ func (s *sim) hears(e *end, m item) {
 	case hello:
 		s.stands(e)
 		if n.server {
+			if !e.peer.n.came {
+				e.peer.n.came = true
+				s.comes(e.peer.n)
+			}
 			e.client.Met, e.client.All, e.client.Use = true, false, nil
 			n.handout.Idle = false
 			n.handout.Uses(e)

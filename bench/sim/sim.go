@@ -90,6 +90,7 @@ type sim struct {
 	server     *node
 	tracker    *tracker.Swarm
 	held       int // answers
+	files      torrents
 	pieces     int
 	pieceSize  int
 	blocks     int32

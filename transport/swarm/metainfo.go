@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 	"rookery/wire"
 )
 
@@ -22,9 +23,6 @@ import (
 const (
 	getMethod = "GET "          // begins no greeting of BitTorrent
 	maxGet    = 4 << 10         // bytes of a request
-	maxGiving = 4               // who get it from the server and have not come with it yet
-	givingFor = time.Second     // until these are not waited for
-	namedTo   = 4               // others for each that came with it
 	maxNamed  = 256             // that are remembered, with this in it
 	giverWait = 3 * time.Second // for one: then the server gives it itself
 )
@@ -42,7 +40,7 @@ func (t *Torrent) Giver(ctx context.Context) netip.AddrPort {
 			select {
 			case giver = <-t.givers:
 			case t.giving <- struct{}{}:
-				time.AfterFunc(givingFor, t.given)
+				time.AfterFunc(rules.GivingFor, t.given)
 				return netip.AddrPort{}
 			case <-ctx.Done():
 				return netip.AddrPort{}
@@ -69,7 +67,7 @@ func (t *Torrent) comes(c *conn) {
 	}
 	c.comes = true
 	t.given()
-	for range namedTo {
+	for range rules.NamedTo {
 		select {
 		case t.givers <- c.addr:
 		default:

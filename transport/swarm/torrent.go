@@ -100,7 +100,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 	}
 	if o.Seeder {
 		t.max, t.handout = rules.MaxServed, rules.NewHandout[*conn](pieces.Preferred())
-		t.givers, t.giving = make(chan netip.AddrPort, maxNamed), make(chan struct{}, maxGiving)
+		t.givers, t.giving = make(chan netip.AddrPort, maxNamed), make(chan struct{}, rules.MaxGiving)
 	} else {
 		pieces.SetCopies(t.availability)
 	}

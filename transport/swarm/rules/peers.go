@@ -15,3 +15,10 @@ const (
 func Redial(fails int) time.Duration {
 	return time.Second << min(fails, 2) // servers come back
 }
+
+// A torrent file, which comes before all else, goes from hand to hand.
+const (
+	MaxGiving = 4           // who get it from the server and have not come with it yet
+	GivingFor = time.Second // until these are not waited for
+	NamedTo   = 4           // others, to whom the server names each that came with it
+)
