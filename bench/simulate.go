@@ -54,11 +54,11 @@ func onLinks(l load) sim.Scenario {
 	return sim.Scenario{Name: "bench", N: l.n, Bytes: int64(l.mib) << 20, Piece: 32 << 10, Rate: float64(l.mbit) * 1e6 / 8, MTU: mtu, Window: 64 << 10, Queue: 400 * time.Millisecond}
 }
 
-// large is a site of 1 Gbit/s, the server's link as well, with an image of 2 GiB and
-// one switch. Of its packets many travel together, and four such parcels of a connection
+// large is a site of 1 Gbit/s, the server's link as well, with an image of 2 GiB, in
+// the pieces that package transport would make of it, and one switch. Of its packets many travel together, and four such parcels of a connection
 // are under way: with fewer, each stops and waits for what says that one has come.
 func large(n int) sim.Scenario {
-	return sim.Scenario{Name: "switch", N: n, Bytes: 2 << 30, Piece: 2 << 20, Rate: 125e6, MTU: 1500, Packet: 512 << 10, Window: 2 << 20}
+	return sim.Scenario{Name: "switch", N: n, Bytes: 2 << 30, Piece: 512 << 10, Rate: 125e6, MTU: 1500, Packet: 128 << 10, Window: 512 << 10}
 }
 
 // inRacks has racks of 40 nodes that share 10 Gbit/s each.
