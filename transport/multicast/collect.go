@@ -27,6 +27,7 @@ type collector struct {
 	open  map[int]*block
 	used  int64
 	state []blockState
+	asked []bool // pieces that others may be asked for; nil: all
 
 	heard          time.Time // a datagram
 	sender         uint32
@@ -370,6 +371,7 @@ func (c *collector) expected(now time.Time) []bool {
 // others bring what is missing of them: those first of which most bytes make
 // whole rows.
 func (c *collector) holes(b *block, missing int) (list []int) {
+	first, _ := c.pieces(b.n)
 	whole := make([]int, len(b.lacks)) // rows
 	for row := range c.rows(b.n) {
 		in, last := 0, 0
@@ -384,7 +386,7 @@ func (c *collector) holes(b *block, missing int) (list []int) {
 	}
 	order := make([]int, 0, len(b.lacks))
 	for i := range b.lacks {
-		if !b.told[i] && b.lacks[i] > 0 {
+		if !b.told[i] && b.lacks[i] > 0 && (c.asked == nil || c.asked[first+i]) {
 			order = append(order, i)
 		}
 	}
@@ -455,6 +457,7 @@ func (c *collector) wants(now time.Time) []byte {
 
 // wanted says which blocks have something that p wants, and closes the others.
 func (c *collector) wanted(p *transport.Pieces, wanted []bool) {
+	c.asked = p.Claimable()
 	for n := range c.state {
 		if c.state[n].closed {
 			continue

@@ -128,6 +128,14 @@ func TestExpected(t *testing.T) {
 		t.Errorf("expected by block: %v, want none of the first", got)
 	}
 	now = now.Add(quietAfter + 1)
+	first, _ := c.pieces(1)
+	some := c.holes(c.open[1], 2)
+	c.asked = slices.Repeat([]bool{true}, len(c.info.Hashes))
+	c.asked[first+some[0]] = false
+	if others := c.holes(c.open[1], 2); len(others) != 2 || slices.Contains(others, some[0]) {
+		t.Errorf("asked for pieces %v of a block, want 2 and not %d, which nobody claims", others, some[0])
+	}
+	c.asked = nil
 	for _, less := range []int{2, 4, 5, 5} {
 		hear(2, 0)
 		if got := count(); got[1] != per-less || got[2] != per {

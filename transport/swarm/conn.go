@@ -160,6 +160,7 @@ type conn struct {
 	open         []*download
 	late         int  // blocks no longer wanted that may still come
 	comes        bool // it was noted that it has the torrent file
+	doubts       int  // pieces that were wrong after it had filled their holes
 	expects      bool // a server: it is to be told of what it has offered
 	rules.Feed        // as it gives
 	rules.Place       // as it takes
@@ -527,15 +528,18 @@ func (c *conn) take(ctx context.Context, r *bufio.Reader) error {
 	doubt := d.holes != nil && errors.Is(err, transport.ErrBadPiece)
 	t.mu.Lock()
 	c.held, c.Heard = false, time.Now()
+	t.drop(d)
 	if doubt {
 		t.whole[d.piece] = true // and it shows whose fault it is
+		c.doubts++
+		t.fill(c.Heard)
 	}
-	t.drop(d)
 	t.mu.Unlock()
 	switch {
 	case err == nil:
 		t.sync()
 	case doubt:
+		t.peer.log.Warn("swarm: asked for whole", "client", remote(c.nc), "err", err)
 	case errors.Is(err, transport.ErrBadPiece):
 		t.peer.log.Warn("swarm: banned", "client", remote(c.nc), "err", err)
 		t.peer.ban(remote(c.nc).Addr())

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -218,6 +219,20 @@ func TestMostAreCutOff(t *testing.T) {
 	})
 }
 
+// inParts is a torrent's pieces of which another source has all but two parts of the
+// second quarter, with one byte altered by wrong.
+func (s *site) inParts(wrong byte) *transport.Pieces {
+	pieces := transport.NewPieces(s.info, transporttest.NewMemory(nil))
+	pieces.SetParts(func(n int, b []byte) []transport.Range {
+		copy(b, s.content[n*len(b):])
+		b[100] ^= wrong
+		quarter := int64(len(b) / 4)
+		clear(b[quarter : 2*quarter])
+		return []transport.Range{{Offset: quarter, Size: quarter / 2}, {Offset: quarter * 3 / 2, Size: quarter / 2}}
+	})
+	return pieces
+}
+
 // Of pieces that another source has in part nodes are asked for the rest. When that
 // does not make them right, they are asked for whole, and nobody is to blame.
 func TestHolesAreFilled(t *testing.T) {
@@ -227,7 +242,7 @@ func TestHolesAreFilled(t *testing.T) {
 		most  float64 // copies that the other node sends
 	}{
 		"right": {0, 0.24, 0.26},
-		"wrong": {1, 1.2, 1.3},
+		"wrong": {1, 1 + 0.5/64, 1.02}, // two pieces show it
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s, end := newSite(t, 64)
@@ -236,18 +251,79 @@ func TestHolesAreFilled(t *testing.T) {
 			other := s.node(s.rate)
 			s.done(t, other)
 			server.off()
-			pieces := transport.NewPieces(s.info, transporttest.NewMemory(nil))
-			pieces.SetParts(func(n int, b []byte) []transport.Range {
-				copy(b, s.content[n*len(b):])
-				b[100] ^= tt.wrong
-				quarter := int64(len(b) / 4)
-				clear(b[quarter : 2*quarter])
-				return []transport.Range{{Offset: quarter, Size: quarter / 2}, {Offset: quarter * 3 / 2, Size: quarter / 2}}
-			})
-			s.done(t, s.join(pieces, Options{}, s.rate))
+			s.done(t, s.join(s.inParts(tt.wrong), Options{}, s.rate))
 			if sent := s.sent(other); sent < tt.least || sent > tt.most {
 				t.Errorf("%s: %.3f copies were sent, want %.2f to %.2f", name, sent, tt.least, tt.most)
 			}
 		})
 	}
+}
+
+// Who fills holes with something else is found out.
+func TestWhoFillsHolesWithLies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 64)
+		defer end()
+		s.server()
+		lies := slices.Clone(s.content)
+		for at := range lies {
+			lies[at] ^= 1
+		}
+		liar := s.join(transporttest.Seed(s.info, lies), Options{}, s.rate)
+		node := s.join(s.inParts(0), Options{}, s.rate)
+		s.done(t, node)
+		if !node.torrent.peer.isBanned(liar.host.addr.Addr()) {
+			t.Errorf("%s is not banned, and has sent %.3f copies", liar.host.addr, s.sent(liar))
+		}
+	})
+}
+
+// Holes that are many, or most of a piece, or would pass for its beginning, are not
+// worth it.
+func TestFewHoles(t *testing.T) {
+	var many []transport.Range
+	for n := range int64(maxHoles + 1) {
+		many = append(many, transport.Range{Offset: 100 * n, Size: 1})
+	}
+	const size = 256 << 10
+	for _, tt := range []struct {
+		holes []transport.Range
+		want  bool
+	}{
+		{nil, false},
+		{many[:maxHoles], true},
+		{many, false},
+		{[]transport.Range{{Offset: 10, Size: size / 2}}, true},
+		{[]transport.Range{{Offset: 10, Size: size / 4}, {Offset: size / 2, Size: size/4 + 1}}, false},
+		{[]transport.Range{{Size: ownBlock - 1}}, true},
+		{[]transport.Range{{Size: ownBlock}}, false},
+		{[]transport.Range{{Offset: 1, Size: ownBlock}}, true},
+	} {
+		if got := few(tt.holes, size); (got != nil) != tt.want {
+			t.Errorf("few of %d holes, the first %+v: %t, want %t", len(tt.holes), tt.holes[:min(1, len(tt.holes))], got != nil, tt.want)
+		}
+	}
+}
+
+// A no to a piece is none to what is asked of its holes.
+func TestHolesOfWhatWasDenied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		defer end()
+		s.server()
+		torrent := s.join(transporttest.Seed(s.info, s.content), Options{}, s.rate).torrent
+		for n := range rules.MaxFed {
+			attach(t, torrent, nodePrefix, 1+n).asks(t, 0)
+		}
+		c := attach(t, torrent, nodePrefix, 90)
+		if c.asks(t, 0) {
+			t.Fatal("it is taken on")
+		}
+		for _, begin := range []int{0, 5000} {
+			before := c.waiting()
+			if err := c.ask(pp.RequestSpec{Begin: pp.Integer(begin), Length: 1000}); err != nil || c.waiting() != before+1 {
+				t.Errorf("a hole at %d: %v, %d requests wait, want %d", begin, err, c.waiting(), before+1)
+			}
+		}
+	})
 }

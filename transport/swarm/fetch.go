@@ -20,6 +20,8 @@ const (
 	ownBlock    = 64 << 10 // to one of ours
 	maxFetching = 64 << 20 // bytes of pieces that are not complete, of all torrents together
 	maxFree     = 8        // buffers that a torrent keeps for its next pieces
+	maxHoles    = 32       // of a piece: with more, or more than half of it, it is asked for whole
+	maxDoubts   = 2        // of who filled holes in vain: then it shows whether it lies
 )
 
 // A download is a piece on its way from one peer.
@@ -120,11 +122,24 @@ func (t *Torrent) order(c *conn, now time.Time) bool {
 	t.open++
 	buf = buf[:t.info.PieceSize(n)]
 	var holes []transport.Range
-	if c.ours && c.origin == transport.FromPeer && !t.whole[n] {
-		holes = t.pieces.Part(n, buf)
+	if c.ours && c.origin == transport.FromPeer && !t.whole[n] && c.doubts < maxDoubts {
+		holes = few(t.pieces.Part(n, buf), len(buf))
 	}
 	t.askFor(c, newDownload(n, buf, holes, c.block, now))
 	return true
+}
+
+// few are the holes of a piece of size bytes, or nil when it is better asked for whole.
+// The first block of a whole piece is one of these in any case: see ask.
+func few(holes []transport.Range, size int) []transport.Range {
+	sum := int64(0)
+	for _, h := range holes {
+		sum += h.Size
+	}
+	if len(holes) > maxHoles || sum > int64(size)/2 || len(holes) > 0 && holes[0].Offset == 0 && holes[0].Size >= ownBlock {
+		return nil
+	}
+	return holes
 }
 
 func (t *Torrent) askFor(c *conn, d *download) {

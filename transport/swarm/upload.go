@@ -41,7 +41,9 @@ func (c *conn) ask(r pp.RequestSpec) error {
 		return nil
 	}
 	if c.ours && c.fast && !t.seeder {
-		if r.Begin == 0 { // the rest of a piece is treated as its first block is
+		// The rest of a piece is treated as its first block is; holes are filled for
+		// whoever asks.
+		if r.Begin == 0 && int(r.Length) == min(ownBlock, t.info.PieceSize(int(r.Index))) {
 			c.denied = -1
 			if !t.takesOn(c, time.Now()) {
 				c.denied = int(r.Index)
@@ -50,7 +52,7 @@ func (c *conn) ask(r pp.RequestSpec) error {
 		if c.denied == int(r.Index) {
 			c.send(reject(r))
 			if int(r.Begin+r.Length) == t.info.PieceSize(c.denied) {
-				c.denied = -1 // of its holes it may ask
+				c.denied = -1
 				t.turnedAway(c)
 			}
 			return nil
