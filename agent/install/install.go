@@ -113,6 +113,7 @@ type run struct {
 	layers []*layer // each once
 	view   *image.View
 	meter  meter
+	alone  bool // no torrent files from other nodes
 
 	turns
 	fetching sync.WaitGroup
@@ -314,13 +315,12 @@ func (r *run) image(ctx context.Context) error {
 }
 
 func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) {
-	torrent, err := r.fromNodes(ctx, l.Torrent)
-	if err != nil {
-		r.Log.Info("the torrent file comes from the server", "err", err)
-		torrent, err = r.get(ctx, wire.PathTorrents, l.Torrent, transport.MaxTorrent)
-	}
-	if err != nil {
-		return transport.Info{}, fmt.Errorf("torrent: %w", err)
+	torrent := r.fromNodes(ctx, l.Torrent)
+	if torrent == nil {
+		var err error
+		if torrent, err = r.get(ctx, wire.PathTorrents, l.Torrent, transport.MaxTorrent); err != nil {
+			return transport.Info{}, fmt.Errorf("torrent: %w", err)
+		}
 	}
 	info, err := transport.ParseTorrent(torrent)
 	if err != nil {
@@ -333,13 +333,14 @@ func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) 
 	return info, nil
 }
 
-// nodesFor is how long nodes have for a torrent file: they may be slow, or gone.
+// nodesFor is how long a torrent file may take that perhaps comes from a node.
 const nodesFor = 10 * time.Second
 
-// fromNodes fetches a torrent file from who the server says.
-func (r *run) fromNodes(ctx context.Context, torrent wire.Digest) ([]byte, error) {
-	if err := torrent.Check(); err != nil {
-		return nil, err
+// fromNodes fetches a torrent file from whom the server says. It is nil for who takes
+// no part in swarms, and once that did not work: the server gives it, too.
+func (r *run) fromNodes(ctx context.Context, torrent wire.Digest) []byte {
+	if r.alone || torrent.Check() != nil || !slices.Contains(r.Script.Transports, "bittorrent") {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, nodesFor)
 	defer cancel()
@@ -347,7 +348,12 @@ func (r *run) fromNodes(ctx context.Context, torrent wire.Digest) ([]byte, error
 	if err == nil {
 		err = torrent.Verify(b)
 	}
-	return b, err
+	if err != nil {
+		r.alone = true
+		r.Log.Info("torrent files come from the server alone", "err", err)
+		return nil
+	}
+	return b
 }
 
 // get fetches what a digest names, and nothing else. A server that is just

@@ -201,37 +201,43 @@ func dry(err error) func(wire.Digest, int) error {
 	}
 }
 
-// What other nodes give for the torrent file may be anything: the server has it, too.
+// What other nodes give for a torrent file may be anything: the server has it, too,
+// and is asked alone from then on.
 func TestTorrentFromNodes(t *testing.T) {
-	images, version := installtest.Publish(t, t.TempDir())
-	for name, alter := range map[string]func([]byte) ([]byte, error){
-		"right": func(b []byte) ([]byte, error) { return b, nil },
-		"wrong": func(b []byte) ([]byte, error) { return installtest.Flip(b), nil },
-		"none":  func([]byte) ([]byte, error) { return nil, errors.New("connection refused") },
+	images, versions := installtest.Stack(t, t.TempDir())
+	version := versions[len(versions)-1]
+	nodes, server := wire.FromNodes, ""
+	for _, tt := range []struct {
+		name       string
+		transports []string
+		alter      func([]byte) ([]byte, error)
+		want       []string // that is asked for the first files
+	}{
+		{"right", []string{"bittorrent"}, func(b []byte) ([]byte, error) { return b, nil }, []string{nodes, nodes}},
+		{"wrong", []string{"bittorrent"}, func(b []byte) ([]byte, error) { return installtest.Flip(b), nil }, []string{nodes, server, server}},
+		{"none", []string{"http", "bittorrent"}, func([]byte) ([]byte, error) { return nil, errors.New("connection refused") }, []string{nodes, server, server}},
+		{"no swarm", []string{"http"}, nil, []string{server, server}},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, images, version)
+				w.in.Script.Transports = tt.transports
 				var asked []string
 				w.network.Alter = func(path string, b []byte) ([]byte, error) {
 					if !strings.HasPrefix(path, wire.PathTorrents) {
 						return b, nil
 					}
 					_, query, _ := strings.Cut(path, "?")
-					if asked = append(asked, query); query == wire.FromNodes {
-						return alter(b)
+					if asked = append(asked, query); query == nodes {
+						return tt.alter(b)
 					}
 					return b, nil
 				}
 				if _, err := w.in.Run(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				want := []string{wire.FromNodes, ""}
-				if name == "right" {
-					want = want[:1]
-				}
-				if !slices.Equal(asked, want) {
-					t.Errorf("asked %q, want %q", asked, want)
+				if len(asked) < len(tt.want) || !slices.Equal(asked[:len(tt.want)], tt.want) {
+					t.Errorf("asked %q, want %q first", asked, tt.want)
 				}
 			})
 		})

@@ -47,15 +47,36 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 	return s.do(ctx, http.MethodGet, path, limit)
 }
 
+// namedFor is how long a node has for a file that the server says it has.
+const namedFor = 3 * time.Second
+
+// mayName says whether a server may name a node, once, for the file it was asked for.
+func mayName(node, asked *url.URL, hops int) error {
+	if hops > 1 || node.Scheme != "http" || node.Path != asked.Path {
+		return fmt.Errorf("it names %s", node)
+	}
+	return nil
+}
+
 func (s *Site) do(ctx context.Context, method, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, getFor)
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	where := s.url(path)
 	req, err := http.NewRequestWithContext(ctx, method, where, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.Client.Do(req)
+	client := *s.Client
+	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
+		if err := mayName(req.URL, via[len(via)-1].URL, len(via)); err != nil {
+			return err
+		}
+		time.AfterFunc(namedFor, func() { giveUp(fmt.Errorf("the node has not given it in %s", namedFor)) })
+		return nil
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -160,6 +160,7 @@ type conn struct {
 	open         []*download
 	late         int  // blocks no longer wanted that may still come
 	comes        bool // it was noted that it has the torrent file
+	named        int  // times, for that
 	doubts       int  // pieces that were wrong after it had filled their holes
 	expects      bool // a server: it is to be told of what it has offered
 	rules.Feed        // as it gives

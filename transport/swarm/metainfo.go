@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,7 @@ import (
 const (
 	getMethod = "GET "          // begins no greeting of BitTorrent
 	maxGet    = 4 << 10         // bytes of a request
-	maxNamed  = 256             // that are remembered, with this in it
+	maxNames  = 256             // of nodes, that are kept for who asks next
 	giverWait = 3 * time.Second // for one: then the server gives it itself
 )
 
@@ -33,57 +34,81 @@ func (t *Torrent) Giver(ctx context.Context) netip.AddrPort {
 	ctx, cancel := context.WithTimeout(ctx, giverWait)
 	defer cancel()
 	for {
-		var giver netip.AddrPort
 		select {
-		case giver = <-t.givers:
+		case <-t.names:
 		default:
 			select {
-			case giver = <-t.givers:
+			case <-t.names:
 			case t.giving <- struct{}{}:
-				time.AfterFunc(rules.GivingFor, t.given)
+				t.await()
 				return netip.AddrPort{}
 			case <-ctx.Done():
 				return netip.AddrPort{}
 			}
 		}
-		if t.connected(giver) {
-			return giver
+		if node := t.name(); node.IsValid() {
+			return node
 		}
 	}
 }
 
-// given lets the server give the file once more, if it is waited for.
-func (t *Torrent) given() {
-	select {
-	case <-t.giving:
-	default:
-	}
+// await gives who got the file from the server some time to come with it.
+func (t *Torrent) await() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var timer *time.Timer
+	timer = time.AfterFunc(rules.GivingFor, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if i := slices.Index(t.awaited, timer); i >= 0 {
+			t.given(i)
+		}
+	})
+	t.awaited = append(t.awaited, timer)
 }
 
-// comes takes note of a node that has the file: it has joined.
+// given lets the server give the file once more, below t.mu.
+func (t *Torrent) given(i int) {
+	t.awaited[i].Stop()
+	t.awaited = slices.Delete(t.awaited, i, i+1)
+	<-t.giving
+}
+
+// comes takes note of a node that has the file: it has joined. A host counts once,
+// and one whose address has a meaning on this link alone does not.
 func (t *Torrent) comes(c *conn) {
-	if !t.seeder || c.origin == transport.FromServer || !c.ours || c.comes || !c.addr.IsValid() {
+	addr := c.addr.Addr()
+	if !t.seeder || c.origin == transport.FromServer || !c.ours || c.comes || !addr.IsValid() || addr.IsLinkLocalUnicast() {
 		return
 	}
+	for other := range t.conns {
+		if other.comes && other.Host == c.Host {
+			return
+		}
+	}
 	c.comes = true
-	t.given()
+	if len(t.awaited) > 0 {
+		t.given(0)
+	}
 	for range rules.NamedTo {
 		select {
-		case t.givers <- c.addr:
+		case t.names <- struct{}{}:
 		default:
 		}
 	}
 }
 
-func (t *Torrent) connected(addr netip.AddrPort) bool {
+// name is a node that has come and has not been named often.
+func (t *Torrent) name() netip.AddrPort {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for c := range t.conns {
-		if c.addr == addr {
-			return true
+	for c := range t.conns { // in any order
+		if c.comes && c.named < rules.NamedTo {
+			c.named++
+			return c.addr
 		}
 	}
-	return false
+	return netip.AddrPort{}
 }
 
 // give answers a request for a torrent file, whose method has been read.

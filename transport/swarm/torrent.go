@@ -28,11 +28,11 @@ type Torrent struct {
 	left     chan struct{} // closed by leave
 	failed   chan struct{} // closed when failure is set
 	failure  error
-	rank     []int32             // this peer's own order, so that not all want the same piece
-	file     wire.Digest         // of the torrent file
-	givers   chan netip.AddrPort // see Giver
-	giving   chan struct{}
-	whole    map[int]bool // pieces to be asked for whole: filling their holes was in vain
+	rank     []int32       // this peer's own order, so that not all want the same piece
+	file     wire.Digest   // of the torrent file
+	names    chan struct{} // one for each that a node may be named to, see Giver
+	giving   chan struct{} // one for each who gets the file from the server
+	whole    map[int]bool  // pieces to be asked for whole: filling their holes was in vain
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
@@ -56,7 +56,8 @@ type Torrent struct {
 	handout rules.Handout[*conn]
 	heard   []heard // from each tracker
 	gone    bool
-	quiet   bool // see Quiet
+	quiet   bool          // see Quiet
+	awaited []*time.Timer // of those in giving who have not come
 }
 
 // A candidate is a peer that a tracker told of.
@@ -100,7 +101,7 @@ func newTorrent(p *Peer, pieces *transport.Pieces, o Options) *Torrent {
 	}
 	if o.Seeder {
 		t.max, t.handout = rules.MaxServed, rules.NewHandout[*conn](pieces.Preferred())
-		t.givers, t.giving = make(chan netip.AddrPort, maxNamed), make(chan struct{}, rules.MaxGiving)
+		t.names, t.giving = make(chan struct{}, maxNames), make(chan struct{}, rules.MaxGiving)
 	} else {
 		pieces.SetCopies(t.availability)
 	}

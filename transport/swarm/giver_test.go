@@ -1,0 +1,62 @@
+package swarm
+
+import (
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"rookery/transport/swarm/rules"
+)
+
+// A server gives a torrent file to a few at a time, until they come with it or are
+// given up, and names each host that has come to a few others.
+func TestGiver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		defer end()
+		server := s.server().torrent
+		asks := func() (netip.AddrPort, time.Duration) {
+			begin := time.Now()
+			addr := server.Giver(t.Context())
+			return addr, time.Since(begin)
+		}
+		comes := func(n int, host, addr string) *conn {
+			c := attach(t, server, nodePrefix, n)
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			c.Host, c.addr = netip.MustParseAddr(host), netip.MustParseAddrPort(addr)
+			server.comes(c)
+			return c
+		}
+		for range rules.MaxGiving {
+			if addr, took := asks(); addr.IsValid() || took > 0 {
+				t.Fatalf("one of the first: %v after %v", addr, took)
+			}
+		}
+		if addr, took := asks(); addr.IsValid() || took != rules.GivingFor {
+			t.Errorf("one more, and nobody comes: %v after %v, want the server's after %v", addr, took, rules.GivingFor)
+		}
+		synctest.Wait() // others are given up at the same time
+		comes(1, "fe80::1%eth0", "[fe80::1%eth0]:6881")
+		c := comes(2, "192.0.2.2", "192.0.2.2:6881")
+		comes(3, "192.0.2.2", "192.0.2.2:6882") // the same host
+		if addr, took := asks(); addr != c.addr || took > 0 {
+			t.Errorf("who has come: %v after %v, want %v at once", addr, took, c.addr)
+		}
+		for range rules.NamedTo - 1 {
+			asks()
+		}
+		for n := range rules.MaxGiving {
+			if addr, took := asks(); addr.IsValid() || took > 0 {
+				t.Errorf("server's %d: %v after %v: %d are awaited", n+1, addr, took, len(server.giving))
+			}
+		}
+		time.Sleep(2 * rules.GivingFor)
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		if len(server.giving) != 0 || len(server.awaited) != 0 {
+			t.Errorf("%d places are taken, %d timers run, after all", len(server.giving), len(server.awaited))
+		}
+	})
+}
