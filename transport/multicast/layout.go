@@ -3,6 +3,7 @@ package multicast
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/reedsolomon"
@@ -125,8 +126,12 @@ func (l *layout) encode(b int, rows [][]byte) error {
 }
 
 // restore fills the data rows that are empty, in place, from as many others as
-// there are data rows.
+// there are data rows. The code's tables, which take longer to make than a hundred
+// MiB to receive, are made when there are such rows.
 func (l *layout) restore(b int, rows [][]byte) error {
+	if !slices.ContainsFunc(rows[:l.rows(b)], func(row []byte) bool { return len(row) == 0 }) {
+		return nil
+	}
 	code, err := l.code(l.rows(b))
 	if err != nil {
 		return err
