@@ -14,6 +14,7 @@ const (
 	breakAfter = 300 * time.Millisecond // without a datagram: the pass is over
 	aloneAfter = time.Second            // without a datagram: nothing comes any more
 	dueAfter   = 6 * time.Second        // a piece asked of others is to be there
+	dueBeside  = 18 * time.Second       // the same, while the sender fills the link
 	hopeFor    = 20 * time.Second       // without a right piece: the others are not to wait
 	againAfter = 5 * time.Second        // what others did not bring is asked of the sender
 )
@@ -338,7 +339,10 @@ func (c *collector) expected(now time.Time) []bool {
 		return nil
 	}
 	var all []bool
-	flows := c.flows(now)
+	flows, due := c.flows(now), dueAfter
+	if flows {
+		due = dueBeside
+	}
 	ahead := (int(c.last) - int(c.at) + len(c.state)) % len(c.state)
 	for n := range c.state {
 		first, end := c.pieces(n)
@@ -358,7 +362,7 @@ func (c *collector) expected(now time.Time) []bool {
 			all[i] = true
 		}
 		if passed {
-			late := min(16, now.Sub(c.state[n].touch)/dueAfter)
+			late := min(16, now.Sub(c.state[n].touch)/due)
 			for _, i := range c.holes(b, c.missing(b)<<late) {
 				all[first+i] = false
 			}

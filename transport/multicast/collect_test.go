@@ -141,7 +141,7 @@ func TestExpected(t *testing.T) {
 		if got := count(); got[1] != per-less || got[2] != per {
 			t.Errorf("expected by block: %v, want all of the second but %d", got, less)
 		}
-		now = now.Add(dueAfter)
+		now = now.Add(dueBeside)
 		c.put = now
 	}
 	now = now.Add(aloneAfter)

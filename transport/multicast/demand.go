@@ -142,11 +142,15 @@ type order struct {
 	need  float64
 }
 
-// How many standard deviations of what is lost are sent beyond the mean. To others
-// a few pieces are cheaper than a row for all is.
+// How many standard deviations of what is lost are sent beyond the mean. Where others
+// help, less than the mean is: they fill the rest while the next blocks are sent, in what
+// the sender leaves of the links, which a row for all would take from all. Their
+// connections bear small losses only.
 const (
 	marginAlone  = 2.5
-	marginHelped = 1
+	marginHelped = -1
+	marginLossy  = 1
+	lossy        = 0.1
 )
 
 // atFirst is what is sent beyond the first block, in which the index is, before
@@ -161,7 +165,7 @@ func parity(clients []client, least float64, rows int) float64 {
 		return least
 	}
 	var lost []float64
-	helped, margin, part := 0, marginAlone, 0.75
+	helped, part := 0, 0.75
 	for _, c := range clients {
 		if c.Lacks == nil {
 			continue // it has not heard enough
@@ -175,10 +179,17 @@ func parity(clients []client, least float64, rows int) float64 {
 		return max(least, atFirst)
 	}
 	if 2*helped > len(lost) {
-		margin, part = marginHelped, 0.5
+		part = 0.5
 	}
 	slices.Sort(lost)
 	q := min(lost[int(float64(len(lost)-1)*part)], 0.5)
+	margin := marginAlone
+	switch {
+	case 2*helped > len(lost) && q < lossy:
+		margin = marginHelped
+	case 2*helped > len(lost):
+		margin = marginLossy
+	}
 	return max(least, q/(1-q)+margin*math.Sqrt(q/float64(rows)))
 }
 

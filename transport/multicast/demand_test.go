@@ -55,6 +55,12 @@ func TestNeeds(t *testing.T) {
 
 // Three of four have enough; a slow one is not what all the others pay for.
 func TestParity(t *testing.T) {
+	helped := func(lost ...float64) (list []client) {
+		for _, l := range lost {
+			list = append(list, client{Want: wire.Want{Lost: l, Lacks: []byte{1}, Helped: true}})
+		}
+		return list
+	}
 	lose := func(lost ...float64) (list []client) {
 		for _, l := range lost {
 			list = append(list, client{Want: wire.Want{Lost: l, Lacks: []byte{1}}})
@@ -71,6 +77,8 @@ func TestParity(t *testing.T) {
 		{"no losses", lose(0, 0, 0), 0.01, 0.01},
 		{"5 %", lose(0.05, 0.05, 0.05, 0.05), 0.06, 0.08},
 		{"30 %", lose(0.3, 0.3), 0.45, 0.55},
+		{"5 %, others help", helped(0.05, 0.05, 0.05, 0.05), 0.04, 0.05},
+		{"30 %, others help", helped(0.3, 0.3), 0.44, 0.46},
 		{"a slow one", lose(0, 0, 0, 0, 0, 0, 0.8), 0.01, 0.01},
 		{"none can be waited for", lose(0.95, 0.95), 1, 1.1},
 	} {
