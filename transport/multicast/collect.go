@@ -340,7 +340,7 @@ func (c *collector) expected(now time.Time) []bool {
 	}
 	var all []bool
 	flows, due := c.flows(now), dueAfter
-	if flows {
+	if flows && c.share < lossy {
 		due = dueBeside
 	}
 	ahead := (int(c.last) - int(c.at) + len(c.state)) % len(c.state)

@@ -144,12 +144,13 @@ type order struct {
 
 // How many standard deviations of what is lost are sent beyond the mean. Where others
 // help, less than the mean is: they fill the rest while the next blocks are sent, in what
-// the sender leaves of the links, which a row for all would take from all. Their
-// connections bear small losses only.
+// the sender leaves of the links, which a row for all would take from all. Of few nodes
+// none may have what one lacks, and connections bear small losses only.
 const (
 	marginAlone  = 2.5
 	marginHelped = -1
 	marginLossy  = 1
+	manyHelp     = 16
 	lossy        = 0.1
 )
 
@@ -185,7 +186,7 @@ func parity(clients []client, least float64, rows int) float64 {
 	q := min(lost[int(float64(len(lost)-1)*part)], 0.5)
 	margin := marginAlone
 	switch {
-	case 2*helped > len(lost) && q < lossy:
+	case 2*helped > len(lost) && helped >= manyHelp && q < lossy:
 		margin = marginHelped
 	case 2*helped > len(lost):
 		margin = marginLossy

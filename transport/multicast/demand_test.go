@@ -2,6 +2,7 @@ package multicast
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,7 +78,8 @@ func TestParity(t *testing.T) {
 		{"no losses", lose(0, 0, 0), 0.01, 0.01},
 		{"5 %", lose(0.05, 0.05, 0.05, 0.05), 0.06, 0.08},
 		{"30 %", lose(0.3, 0.3), 0.45, 0.55},
-		{"5 %, others help", helped(0.05, 0.05, 0.05, 0.05), 0.04, 0.05},
+		{"5 %, few others help", helped(0.05, 0.05, 0.05, 0.05), 0.06, 0.07},
+		{"5 %, many others help", helped(slices.Repeat([]float64{0.05}, manyHelp)...), 0.04, 0.05},
 		{"30 %, others help", helped(0.3, 0.3), 0.44, 0.46},
 		{"a slow one", lose(0, 0, 0, 0, 0, 0, 0.8), 0.01, 0.01},
 		{"none can be waited for", lose(0.95, 0.95), 1, 1.1},
