@@ -118,13 +118,14 @@ func (h *Handout[P]) Offer(peers iter.Seq[P], copies []int32, length, up int64, 
 	}
 	least := max(minOffers, int(offerLeast/length))
 	limit := min(Ahead(least, ahead, up, length), max(most, least))
-	many := 0
-	for range peers {
+	many, takers := 0, 0
+	for p := range peers {
 		many++
+		takers += btoi(!p.Offers().All)
 	}
 	// The first one to come is offered all there is, and needs long for it where its
 	// link carries what it passes on, too: it does not keep the server from the others.
-	share := max(minShare, maxShares*limit/max(1, many))
+	share := max(minShare, maxShares*limit/max(1, takers))
 	waiting := 0
 	for p := range peers {
 		waiting += min(p.Offers().waits, share)

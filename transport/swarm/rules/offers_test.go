@@ -90,4 +90,16 @@ func TestTheFirstKeepsNobodyOut(t *testing.T) {
 	if got := offered(); !slices.Equal(got, slices.Concat(slices.Repeat([]int{1}, minOffers), make([]int, 15))) {
 		t.Errorf("when the first is gone they are offered %v", got)
 	}
+	// Those who want nothing more have no share.
+	h, peers = NewHandout[*taker](make([]bool, pieces)), nil
+	join(9)
+	for _, p := range peers[3:] {
+		p.All = true
+	}
+	if got := offered(); got[0]+got[1]+got[2] != minOffers {
+		t.Errorf("three of nine who want something are offered %v, want %d together", got, minOffers)
+	}
+	if got := offered(); got[0]+got[1]+got[2] != minOffers {
+		t.Errorf("and once more: %v, want no more", got)
+	}
 }
