@@ -47,9 +47,13 @@ type Machine interface {
 // Room is what a filesystem holds. No Inodes means any number.
 type Room struct{ Bytes, Inodes int64 }
 
+// ErrNode is when a node has not given what the server says it has.
+var ErrNode = errors.New("from the node that was named")
+
 // A Network is where the image comes from. Nothing it gives is believed.
 type Network interface {
-	// Get fetches a file of the server, at most limit bytes.
+	// Get fetches a file of the server, at most limit bytes. The error is ErrNode when
+	// the server named a node for it and that did not give it.
 	Get(ctx context.Context, path string, limit int64) ([]byte, error)
 	// Join gives the ways to fill in pieces, and the swarm, or nil when there
 	// is none. With rsync alone they are for the index. The source gives up
@@ -333,27 +337,22 @@ func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) 
 	return info, nil
 }
 
-// nodesFor is how long a torrent file may take that perhaps comes from a node.
-const nodesFor = 10 * time.Second
-
 // fromNodes fetches a torrent file from whom the server says. It is nil for who takes
 // no part in swarms, and once that did not work: the server gives it, too.
 func (r *run) fromNodes(ctx context.Context, torrent wire.Digest) []byte {
 	if r.alone || torrent.Check() != nil || !slices.Contains(r.Script.Transports, "bittorrent") {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, nodesFor)
-	defer cancel()
 	b, err := r.Network.Get(ctx, wire.PathTorrents+string(torrent)+"?"+wire.FromNodes, transport.MaxTorrent)
 	if err == nil {
-		err = torrent.Verify(b)
+		if err = torrent.Verify(b); err == nil {
+			return b
+		}
+		err = fmt.Errorf("%w: %w", ErrNode, err)
 	}
-	if err != nil {
-		r.alone = true
-		r.Log.Info("torrent files come from the server alone", "err", err)
-		return nil
-	}
-	return b
+	r.alone = errors.Is(err, ErrNode)
+	r.Log.Info("the torrent file comes from the server", "err", err)
+	return nil
 }
 
 // get fetches what a digest names, and nothing else. A server that is just

@@ -3,6 +3,7 @@ package install_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -215,7 +216,8 @@ func TestTorrentFromNodes(t *testing.T) {
 	}{
 		{"right", []string{"bittorrent"}, func(b []byte) ([]byte, error) { return b, nil }, []string{nodes, nodes}},
 		{"wrong", []string{"bittorrent"}, func(b []byte) ([]byte, error) { return installtest.Flip(b), nil }, []string{nodes, server, server}},
-		{"none", []string{"http", "bittorrent"}, func([]byte) ([]byte, error) { return nil, errors.New("connection refused") }, []string{nodes, server, server}},
+		{"none", []string{"http", "bittorrent"}, func([]byte) ([]byte, error) { return nil, fmt.Errorf("%w: connection refused", install.ErrNode) }, []string{nodes, server, server}},
+		{"no server", []string{"bittorrent"}, func([]byte) ([]byte, error) { return nil, errors.New("connection refused") }, []string{nodes, server, nodes, server}},
 		{"no swarm", []string{"http"}, nil, []string{server, server}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

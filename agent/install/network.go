@@ -51,14 +51,14 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 const namedFor = 3 * time.Second
 
 // mayName says whether a server may name a node, once, for the file it was asked for.
-func mayName(node, asked *url.URL, hops int) error {
-	if hops > 1 || node.Scheme != "http" || node.Path != asked.Path {
-		return fmt.Errorf("it names %s", node)
+func mayName(node *http.Request, via []*http.Request) error {
+	if asked := via[0]; len(via) > 1 || node.Method != http.MethodGet || node.URL.Scheme != "http" || node.URL.Path != asked.URL.Path {
+		return fmt.Errorf("%s names %s", via[len(via)-1].URL, node.URL)
 	}
 	return nil
 }
 
-func (s *Site) do(ctx context.Context, method, path string, limit int64) ([]byte, error) {
+func (s *Site) do(ctx context.Context, method, path string, limit int64) (b []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, getFor)
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
@@ -68,20 +68,29 @@ func (s *Site) do(ctx context.Context, method, path string, limit int64) ([]byte
 	if err != nil {
 		return nil, err
 	}
+	var named *time.Timer // a node, which has less time than a server
 	client := *s.Client
 	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
-		if err := mayName(req.URL, via[len(via)-1].URL, len(via)); err != nil {
-			return err
+		if named == nil {
+			named = time.AfterFunc(namedFor, func() { giveUp(fmt.Errorf("nothing in %s", namedFor)) })
 		}
-		time.AfterFunc(namedFor, func() { giveUp(fmt.Errorf("the node has not given it in %s", namedFor)) })
-		return nil
+		return mayName(req, via)
 	}
+	defer func() {
+		if named == nil {
+			return
+		}
+		named.Stop()
+		if err != nil {
+			err = fmt.Errorf("%w: %w", ErrNode, err)
+		}
+	}()
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	b, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", where, err)
 	}

@@ -52,6 +52,20 @@ func TestGiver(t *testing.T) {
 				t.Errorf("server's %d: %v after %v: %d are awaited", n+1, addr, took, len(server.giving))
 			}
 		}
+		// Those do not come: nobody waits for them, until somebody comes.
+		time.Sleep(2 * rules.GivingFor)
+		for n := range 2 * rules.MaxGiving {
+			if addr, took := asks(); addr.IsValid() || took > 0 {
+				t.Errorf("in vain, %d: %v after %v", n+1, addr, took)
+			}
+		}
+		comes(4, "fe80::4%eth0", "[fe80::4%eth0]:6881") // it cannot be named, and has come
+		for range rules.MaxGiving {
+			asks()
+		}
+		if _, took := asks(); took != rules.GivingFor {
+			t.Errorf("one more: after %v, want %v", took, rules.GivingFor)
+		}
 		time.Sleep(2 * rules.GivingFor)
 		server.mu.Lock()
 		defer server.mu.Unlock()

@@ -29,8 +29,11 @@ const (
 )
 
 // Giver waits for a node that has the torrent file of t and can pass it on. The zero
-// value is the server itself.
+// value is the server itself, at once when those who got a file from it do not come.
 func (t *Torrent) Giver(ctx context.Context) netip.AddrPort {
+	if t.peer.vain.Load() >= rules.MaxGiving {
+		return netip.AddrPort{}
+	}
 	ctx, cancel := context.WithTimeout(ctx, giverWait)
 	defer cancel()
 	for {
@@ -61,6 +64,7 @@ func (t *Torrent) await() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if i := slices.Index(t.awaited, timer); i >= 0 {
+			t.peer.vain.Add(1)
 			t.given(i)
 		}
 	})
@@ -74,21 +78,23 @@ func (t *Torrent) given(i int) {
 	<-t.giving
 }
 
-// comes takes note of a node that has the file: it has joined. A host counts once,
-// and one whose address has a meaning on this link alone does not.
+// comes takes note of a node that has the file: it has joined. To others a host is
+// named once, and not by an address that has a meaning on this link alone.
 func (t *Torrent) comes(c *conn) {
 	addr := c.addr.Addr()
-	if !t.seeder || c.origin == transport.FromServer || !c.ours || c.comes || !addr.IsValid() || addr.IsLinkLocalUnicast() {
+	if !t.seeder || c.origin == transport.FromServer || !c.ours || c.comes || !addr.IsValid() {
 		return
 	}
-	for other := range t.conns {
-		if other.comes && other.Host == c.Host {
-			return
-		}
-	}
-	c.comes = true
+	t.peer.vain.Store(0)
 	if len(t.awaited) > 0 {
 		t.given(0)
+	}
+	c.comes = true
+	for other := range t.conns {
+		if addr.IsLinkLocalUnicast() || other != c && other.comes && other.Host == c.Host {
+			c.named = rules.NamedTo
+			return
+		}
 	}
 	for range rules.NamedTo {
 		select {

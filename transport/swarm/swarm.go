@@ -53,6 +53,7 @@ type Peer struct {
 	turns            chan struct{} // held by who sends a block
 
 	buffers atomic.Int64 // bytes, of all torrents
+	vain    atomic.Int32 // torrent files given to who did not come, since the last who did
 
 	mu        sync.Mutex
 	ctx       context.Context // of Run, nil before
@@ -143,9 +144,11 @@ func (p *Peer) accept(ctx context.Context) error {
 		p.goRun(func() {
 			c, err := p.greet(ctx, nc)
 			p.greeted(addr)
+			if err != nil {
+				p.log.Debug("swarm: refused", "client", nc.RemoteAddr(), "err", err)
+			}
 			if c == nil {
 				nc.Close()
-				p.log.Debug("swarm: refused", "client", nc.RemoteAddr(), "err", err)
 				return
 			}
 			c.t.serve(ctx, c)
