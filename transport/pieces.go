@@ -210,7 +210,7 @@ func (p *Pieces) SetParts(parts func(n int, b []byte) []Range) {
 }
 
 // Part writes what some source has of piece n into b, which is as large, and says
-// which parts of b remain to be filled; nil: nothing is there. Nothing of it is verified.
+// which parts of b remain to be filled; nil: nothing is there, or it is just being put together. Nothing of it is verified.
 func (p *Pieces) Part(n int, b []byte) (holes []Range) {
 	p.mu.Lock()
 	parts := p.parts

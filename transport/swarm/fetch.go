@@ -122,7 +122,7 @@ func (t *Torrent) order(c *conn, now time.Time) bool {
 	t.open++
 	buf = buf[:t.info.PieceSize(n)]
 	var holes []transport.Range
-	if c.ours && c.origin == transport.FromPeer && !t.whole[n] && c.doubts < maxDoubts {
+	if c.ours && c.origin == transport.FromPeer && !t.whole[n] && c.doubts < maxDoubts && c.Open < maxRequests/maxHoles/2 {
 		holes = few(t.pieces.Part(n, buf), len(buf))
 	}
 	t.askFor(c, newDownload(n, buf, holes, c.block, now))
@@ -136,7 +136,7 @@ func few(holes []transport.Range, size int) []transport.Range {
 	for _, h := range holes {
 		sum += h.Size
 	}
-	if len(holes) > maxHoles || sum > int64(size)/2 || len(holes) > 0 && holes[0].Offset == 0 && holes[0].Size >= ownBlock {
+	if len(holes) == 0 || len(holes) > maxHoles || sum > int64(size)/2 || holes[0].Offset == 0 && holes[0].Size >= ownBlock {
 		return nil
 	}
 	return holes
@@ -170,7 +170,7 @@ func (t *Torrent) takeOver(now time.Time) {
 		return
 	}
 	for c := range t.conns {
-		if c != from && len(c.open) == 0 && !c.Choked && (slow.holes == nil || c.ours && c.origin == transport.FromPeer) && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) {
+		if c != from && len(c.open) == 0 && !c.Choked && (slow.holes == nil || c.ours && c.origin == transport.FromPeer && c.doubts < maxDoubts) && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) {
 			from.forgo(slow, true)
 			next := newDownload(slow.piece, slow.buf, slow.holes, c.block, now)
 			next.taken = slow.taken + 1

@@ -32,7 +32,6 @@ type Torrent struct {
 	file     wire.Digest   // of the torrent file
 	names    chan struct{} // one for each that a node may be named to, see Giver
 	giving   chan struct{} // one for each who gets the file from the server
-	whole    map[int]bool  // pieces to be asked for whole: filling their holes was in vain
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
@@ -58,6 +57,7 @@ type Torrent struct {
 	gone    bool
 	quiet   bool          // see Quiet
 	awaited []*time.Timer // of those in giving who have not come
+	whole   map[int]bool  // pieces to be asked for whole: filling their holes was in vain
 }
 
 // A candidate is a peer that a tracker told of.
@@ -205,6 +205,7 @@ func (t *Torrent) run(ctx context.Context) {
 
 // tellLoop tells every connection of every new piece, a few of them together.
 func (t *Torrent) tellLoop(ctx context.Context) {
+	cast := false // it was waited for long, and now all are told
 	for round := 1; ; round++ {
 		more := t.sync()
 		later := false // there are those who are not told yet
@@ -212,7 +213,7 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 		t.mu.Lock()
 		for c := range t.conns {
 			switch {
-			case c.Waits(round, c.lacks > 0, c.Fed(now)):
+			case !cast && c.Waits(round, c.lacks > 0, c.Fed(now)):
 				later = true
 			case c.origin != transport.FromServer || c.expects:
 				c.expects = false
@@ -229,8 +230,10 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			}
 		}
 		sleep(ctx, batch)
+		cast = false
 		for end := time.Now().Add(castBatch); t.pieces.Expecting() && time.Now().Before(end) && ctx.Err() == nil; {
 			sleep(ctx, batch)
+			cast = true
 		}
 	}
 }

@@ -249,6 +249,33 @@ func TestQuiet(t *testing.T) {
 	})
 }
 
+// While all get the same by another way, they seldom tell each other of it, but all of it.
+func TestNewsOfMulticast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 64)
+		defer end()
+		s.server().torrent.Quiet(true)
+		nodes := s.nodes(2)
+		for _, m := range nodes {
+			m.pieces.Expect(slices.Repeat([]bool{true}, 64))
+		}
+		time.Sleep(time.Second)
+		for n := range 4 {
+			length := int(s.info.PieceLength)
+			if err := nodes[0].pieces.Put(n, s.content[n*length:(n+1)*length], transport.FromMulticast); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(castBatch + time.Second)
+			other := nodes[1].torrent
+			other.mu.Lock()
+			if other.copies[n] == 0 {
+				t.Errorf("piece %d is not known of after %v", n, castBatch+time.Second)
+			}
+			other.mu.Unlock()
+		}
+	})
+}
+
 // A piece that only nodes had which are gone is given out again.
 func TestLostPiecesAreGivenOutAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
