@@ -52,7 +52,7 @@ test: ## lint, unit, fuzz of what reads images, a small swarm and its faults, vm
 unit: deps build kernel ## unit and namespace tests with the race detector
 	cd $(STOCK) && CGO_ENABLED=0 go build -o /dev/null . # so that no test has to wait for it
 	packages=$$(go list ./...) && go test -race -timeout 3m $$(echo "$$packages" | grep -v -e /qemu-tests -e /swarm-tests)
-	go test -timeout 3m ./image ./transport/swarm
+	go test -timeout 3m ./image ./transport/swarm ./bench
 
 vm: deps build kernel image ## stories in virtual machines; slow
 	ROOKERY_VM=1 go test -v -count 1 -p 1 -timeout 25m -run VM ./initramfs ./cmd/rookery-agent

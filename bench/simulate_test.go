@@ -7,6 +7,9 @@ import (
 
 // What was measured on real links comes out on paper, within a twentieth.
 func TestSimulationIsAsMeasured(t *testing.T) {
+	if raced {
+		t.Skip("takes minutes with the race detector, and has one goroutine: run it without -race, as `make unit` does too")
+	}
 	for _, m := range measured {
 		r := game{onLinks(m.load), 3}.play()
 		t.Logf("%d nodes: last %.3f, measured %.3f; egress %.3f, measured %.3f", m.n, r.TOverIdeal, m.last, r.Egress, m.egress)
