@@ -38,7 +38,7 @@ const (
 	keepAlive     = time.Minute
 	writeFor      = 2 * time.Minute
 	banFor        = 10 * time.Minute
-	castBatch     = 5 * time.Second // new pieces are told together, while all get the same at the same time, and need not hear of them
+	castBatch     = 5 * time.Second // new pieces are told together, while all get the same at the same time, and need not hear of them: who does asks for them, on links that have no room
 )
 
 // A Peer takes part in the swarms of the torrents added to it.

@@ -205,7 +205,6 @@ func (t *Torrent) run(ctx context.Context) {
 
 // tellLoop tells every connection of every new piece, a few of them together.
 func (t *Torrent) tellLoop(ctx context.Context) {
-	cast := false // it was waited for long, and now all are told
 	for round := 1; ; round++ {
 		more := t.sync()
 		later := false // there are those who are not told yet
@@ -213,7 +212,7 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 		t.mu.Lock()
 		for c := range t.conns {
 			switch {
-			case !cast && c.Waits(round, c.lacks > 0, c.Fed(now)):
+			case c.Waits(round, c.lacks > 0, c.Fed(now)):
 				later = true
 			case c.origin != transport.FromServer || c.expects:
 				c.expects = false
@@ -230,10 +229,8 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			}
 		}
 		sleep(ctx, batch)
-		cast = false
 		for end := time.Now().Add(castBatch); t.pieces.Expecting() && time.Now().Before(end) && ctx.Err() == nil; {
 			sleep(ctx, batch)
-			cast = true
 		}
 	}
 }

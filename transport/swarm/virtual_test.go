@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"rookery/transport"
+	"rookery/transport/swarm/rules"
 	"rookery/transport/transporttest"
 )
 
@@ -249,7 +250,7 @@ func TestQuiet(t *testing.T) {
 	})
 }
 
-// While all get the same by another way, they seldom tell each other of it, but all of it.
+// While all get the same by another way, they tell each other of it seldom, but they do.
 func TestNewsOfMulticast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 64)
@@ -260,16 +261,17 @@ func TestNewsOfMulticast(t *testing.T) {
 			m.pieces.Expect(slices.Repeat([]bool{true}, 64))
 		}
 		time.Sleep(time.Second)
+		const most = rules.NewsBatch*castBatch + time.Second
 		for n := range 4 {
 			length := int(s.info.PieceLength)
 			if err := nodes[0].pieces.Put(n, s.content[n*length:(n+1)*length], transport.FromMulticast); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(castBatch + time.Second)
+			time.Sleep(most)
 			other := nodes[1].torrent
 			other.mu.Lock()
 			if other.copies[n] == 0 {
-				t.Errorf("piece %d is not known of after %v", n, castBatch+time.Second)
+				t.Errorf("piece %d is not known of after %v", n, most)
 			}
 			other.mu.Unlock()
 		}
