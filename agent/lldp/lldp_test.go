@@ -66,6 +66,14 @@ func TestManyFrames(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- l.Run(ctx) }()
+		within := func(d time.Duration) bool {
+			select {
+			case <-l.News:
+				return true
+			case <-time.After(d):
+				return false
+			}
+		}
 		news := func() bool {
 			synctest.Wait()
 			select {
@@ -77,13 +85,15 @@ func TestManyFrames(t *testing.T) {
 		}
 
 		var told []time.Duration
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
 		for i := range 25_000 {
 			hub.says(0, fmt.Sprintf("leaf%d", i%2))
 			hub.frames <- fmt.Appendf([]byte{0}, "frame %d of nobody", i)
 			if news() {
 				told = append(told, time.Since(start))
 			}
-			time.Sleep(time.Millisecond)
+			<-tick.C
 		}
 		if want := []time.Duration{0, 10 * time.Second, 20 * time.Second}; !slices.Equal(told, want) {
 			t.Errorf("told %d times, at %v at first, want %v", len(told), told[:min(len(told), 4)], want)
@@ -99,14 +109,14 @@ func TestManyFrames(t *testing.T) {
 		if !news() {
 			t.Error("the other card is not told of at once")
 		}
-		time.Sleep(pause)
-		if at := l.Neighbor("52:54:00:00:00:00"); !news() || at == nil || at.Switch != "leaf1" {
+		again := within(pause)
+		if at := l.Neighbor("52:54:00:00:00:00"); !again || at == nil || at.Switch != "leaf1" {
 			t.Errorf("after the pause it is told of %v, want leaf1, which was the last", at)
 		}
 		time.Sleep(pause - look)
 		hub.says(0, "leaf1")
 		hub.says(1, "leaf08")
-		if time.Sleep(10 * pause); news() {
+		if within(10 * pause) {
 			t.Error("it tells what is no news")
 		}
 		hub.says(0, "leaf9")
@@ -117,7 +127,7 @@ func TestManyFrames(t *testing.T) {
 		hub.says(0, "leaf10")
 		hub.says(0, "leaf9")
 		hub.says(0, "leaf9")
-		if time.Sleep(pause + look); !news() {
+		if !within(pause + look) {
 			t.Error("leaf9 is not told again")
 		}
 		stop()
