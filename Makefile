@@ -79,7 +79,7 @@ bench-swarm-small: deps build ## whether all systems bring everything to 8 nodes
 	go run ./bench swarm -n 8 -mib 24 -o out/bench/small
 
 MOST ?= 10000
-sim: ## swarms of up to MOST=10000 nodes on paper, into out/bench/sim.json; hours and 20 GB, MOST=1000: some ten minutes
+sim: ## swarms of up to MOST=10000 nodes on paper, into out/bench/sim.json; hours, MOST=100: seconds
 	go run ./bench sim -most $(MOST)
 
 fuzz: ## each fuzz target below FUZZ=. for FUZZTIME=20s
