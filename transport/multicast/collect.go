@@ -54,12 +54,15 @@ type block struct {
 	data   []byte // rows, one after the other
 	parity map[int][]byte
 	have   []bool
-	count  int    // rows that are here
-	lacks  []int  // rows, by piece
-	told   []bool // by piece: put already, or found elsewhere
-	busy   bool   // its rows are being restored
-	fed    bool   // what was there before it is among its rows
+	codes  []tally // what is here of each
+	lacks  []int   // rows, by piece
+	told   []bool  // by piece: put already, or found elsewhere
+	busy   bool    // rows of it are being restored
+	fed    bool    // what was there before it is among its rows
 }
+
+// A tally is how many rows of a code are here.
+type tally struct{ all, data int }
 
 func newCollector(l *layout, room int64, alone bool) *collector {
 	return &collector{layout: l, room: room, alone: alone, open: map[int]*block{}, state: make([]blockState, l.blocks())}
@@ -84,7 +87,7 @@ func (c *collector) add(h header, shard []byte, now time.Time) (b *block, helps,
 		}
 		news = true
 	}
-	if b.busy || b.have[row] {
+	if b.have[row] || c.complete(b, c.codeOf(n, row)) {
 		return b, false, news
 	}
 	helps = row >= c.rows(n)
@@ -139,7 +142,7 @@ func (c *collector) begin(n int, now time.Time) *block {
 		}
 		c.drop(victim)
 	}
-	b := &block{n: n, data: make([]byte, size), parity: map[int][]byte{}, have: make([]bool, c.all(n))}
+	b := &block{n: n, data: make([]byte, size), parity: map[int][]byte{}, have: make([]bool, c.all(n)), codes: make([]tally, c.codes(n))}
 	first, end := c.pieces(n)
 	for i := first; i < end; i++ {
 		from, to := c.span(n, i)
@@ -177,19 +180,55 @@ func (c *collector) drop(b *block) {
 	}
 }
 
-// missing is how many more rows make a block complete.
-func (c *collector) missing(b *block) int { return max(0, c.rows(b.n)-b.count) }
+// complete says whether enough of a code is here.
+func (c *collector) complete(b *block, k int) bool { return b.codes[k].all >= c.data(b.n, k) }
+
+// missing is how many more rows make all codes of a block complete.
+func (c *collector) missing(b *block) (sum int) {
+	for k, here := range b.codes {
+		sum += max(0, c.data(b.n, k)-here.all)
+	}
+	return sum
+}
+
+// lacking is how many more rows the sender has to send, of each code as many.
+func (c *collector) lacking(b *block) int {
+	most := 0
+	for k, here := range b.codes {
+		most = max(most, c.data(b.n, k)-here.all)
+	}
+	return most * len(b.codes)
+}
+
+// restorable are the codes that are complete and have data rows that are not here.
+func (c *collector) restorable(b *block) (codes []int) {
+	for k, here := range b.codes {
+		if data := c.data(b.n, k); here.all >= data && here.data < data {
+			codes = append(codes, k)
+		}
+	}
+	return codes
+}
+
+// here notes that a row is here, which it was not.
+func (c *collector) here(b *block, row int) {
+	b.have[row] = true
+	k := c.codeOf(b.n, row)
+	b.codes[k].all++
+	if row < c.rows(b.n) {
+		b.codes[k].data++
+		c.eachPiece(b, row, func(i int) { b.lacks[i]-- })
+	}
+}
 
 func (c *collector) take(b *block, row int, shard []byte) {
-	b.have[row] = true
-	b.count++
+	c.here(b, row)
 	if row >= c.rows(b.n) {
 		b.parity[row] = slices.Clone(shard)
 		c.used += int64(c.shard)
 		return
 	}
 	copy(b.data[row*c.shard:], shard)
-	c.eachPiece(b, row, func(i int) { b.lacks[i]-- })
 }
 
 // forget takes back that a data row is here.
@@ -198,8 +237,18 @@ func (c *collector) forget(b *block, row int) {
 		return
 	}
 	b.have[row] = false
-	b.count--
+	k := c.codeOf(b.n, row)
+	b.codes[k].all--
+	b.codes[k].data--
 	c.eachPiece(b, row, func(i int) { b.lacks[i]++ })
+}
+
+// waste takes back that a parity row is here.
+func (c *collector) waste(b *block, row int) {
+	b.have[row] = false
+	b.codes[c.codeOf(b.n, row)].all--
+	delete(b.parity, row)
+	c.used -= int64(c.shard)
 }
 
 // eachPiece calls f with each piece that a data row touches, counted in the block.
@@ -212,17 +261,14 @@ func (c *collector) eachPiece(b *block, row int, f func(i int)) {
 	}
 }
 
-// ready says whether a block has a piece to give, or enough to restore the rest.
+// ready says whether a block has a piece to give, or enough to restore some.
 func (c *collector) ready(b *block) bool {
-	if c.missing(b) == 0 {
-		return true
-	}
 	for i, lacks := range b.lacks {
 		if lacks == 0 && !b.told[i] {
 			return true
 		}
 	}
-	return false
+	return len(c.restorable(b)) > 0
 }
 
 // table is the rows of a block as the code wants them: those that are not here
@@ -242,18 +288,16 @@ func (c *collector) table(b *block) [][]byte {
 	return rows
 }
 
-// restored notes that all data rows are here.
-func (c *collector) restored(b *block) {
-	for row := range c.rows(b.n) {
-		b.have[row] = true
+// restored notes that all data rows of a code are here.
+func (c *collector) restored(b *block, k int) {
+	for row := range c.rowsOf(b.n, k) {
+		switch {
+		case row >= c.rows(b.n) && b.have[row]:
+			c.waste(b, row)
+		case row < c.rows(b.n) && !b.have[row]:
+			c.here(b, row)
+		}
 	}
-	for range b.parity {
-		c.used -= int64(c.shard)
-	}
-	clear(b.parity)
-	clear(b.have[c.rows(b.n):])
-	clear(b.lacks)
-	b.count = c.rows(b.n)
 }
 
 // piece is the bytes of piece i of a block.
@@ -280,9 +324,7 @@ func (c *collector) known(b *block, i int, content []byte) {
 		whole := true
 		c.eachPiece(b, row, func(j int) { whole = whole && b.told[j] })
 		if whole && !b.have[row] {
-			b.have[row] = true
-			b.count++
-			c.eachPiece(b, row, func(j int) { b.lacks[j]-- })
+			c.here(b, row)
 		}
 	}
 }
@@ -298,11 +340,8 @@ func (c *collector) spoil(b *block) {
 		}
 	}
 	for row := range b.parity {
-		b.have[row] = false
-		b.count--
-		c.used -= int64(c.shard)
+		c.waste(b, row)
 	}
-	clear(b.parity)
 	c.spoilt++
 }
 
@@ -449,7 +488,7 @@ func (c *collector) wants(now time.Time) []byte {
 		}
 		missing, rows := c.rows(n), c.rows(n)
 		if b := c.open[n]; b != nil {
-			missing = c.missing(b)
+			missing = min(rows, c.lacking(b))
 		}
 		if missing == 0 {
 			continue // it is being put together

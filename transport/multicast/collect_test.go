@@ -11,11 +11,14 @@ import (
 	"rookery/transport/transporttest"
 )
 
-// rowsOf is a collector of a layer of 40 pieces in 4 blocks, and all rows of these.
-func rowsOf(t *testing.T, room int64, alone bool) (*collector, [][][]byte) {
+// inFour is the size of a shard with which 40 pieces are 4 blocks, of one code each.
+const inFour = 4160
+
+// rowsOf is a collector of a layer of 40 pieces, and all rows of its blocks.
+func rowsOf(t *testing.T, shard int, room int64, alone bool) (*collector, [][][]byte) {
 	t.Helper()
 	content, info := transporttest.Layer(t, 1, 40*64<<10)
-	l, err := newLayout(info, 1408)
+	l, err := newLayout(info, shard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,39 +32,79 @@ func rowsOf(t *testing.T, room int64, alone bool) (*collector, [][][]byte) {
 	return newCollector(l, room, alone), rows
 }
 
-// A block is complete with any rows, as many as it has of data.
+// A code is complete with any rows of it, as many as it has of data, and restores
+// the others, whatever becomes of the block's other codes.
 func TestAnyRows(t *testing.T) {
-	c, rows := rowsOf(t, 64<<20, true)
+	for _, shard := range []int{4160, 128} { // 1 code, 3 of them
+		c, rows := rowsOf(t, shard, 64<<20, true)
+		now := time.Unix(100, 0)
+		order := rand.New(rand.NewPCG(1, 1)).Perm(c.all(1))
+		heard := make([]int, c.codes(1))
+		seq := uint32(0)
+		var b *block
+		for _, row := range order {
+			k := c.codeOf(1, row)
+			for range 2 { // twice is once
+				seq++
+				b, _, _ = c.add(header{block: 1, row: uint16(row), seq: seq, last: uint32(c.blocks() - 1)}, rows[1][row], now)
+			}
+			heard[k]++
+			if heard[k] != c.data(1, k) {
+				continue
+			}
+			if got := c.restorable(b); !slices.Equal(got, []int{k}) || !c.ready(b) {
+				t.Fatalf("after %d rows of code %d: %v can be restored", heard[k], k, got)
+			}
+			if err := c.restore(1, k, c.table(b)); err != nil {
+				t.Fatal(err)
+			}
+			c.restored(b, k)
+			left := 0
+			for i, n := range heard {
+				left += max(0, c.data(1, i)-n)
+			}
+			if got := c.missing(b); got != left {
+				t.Fatalf("%d rows missing, want %d", got, left)
+			}
+			for row := range c.rowsOf(1, k) {
+				if row < c.rows(1) && (!b.have[row] || !bytes.Equal(b.data[row*c.shard:(row+1)*c.shard], rows[1][row])) {
+					t.Fatalf("row %d is another one", row)
+				}
+			}
+		}
+		if c.missing(b) != 0 || len(b.parity) > 0 || c.used != int64(len(b.data)) {
+			t.Errorf("%d rows missing, %d of parity kept, %d bytes used", c.missing(b), len(b.parity), c.used)
+		}
+		if w := c.wants(now); w[0] != 255 || w[1] != 0 {
+			t.Errorf("wants %v, want all of the others", w)
+		}
+	}
+}
+
+// The sender gives each code of a block as many rows: one that lacks some has it send
+// as many to all.
+func TestWantsOfCodes(t *testing.T) {
+	c, rows := rowsOf(t, 128, 64<<20, true)
 	now := time.Unix(100, 0)
-	order := rand.New(rand.NewPCG(1, 1)).Perm(c.all(1))
-	var b *block
-	for i, row := range order[:c.rows(1)] {
-		if b != nil && c.missing(b) == 0 {
-			t.Fatalf("complete after %d rows of %d", i, c.rows(1))
+	lost := 0
+	for row := range c.rows(0) {
+		if c.codeOf(0, row) == 1 && lost < 20 {
+			lost++
+			continue
 		}
-		b, _, _ = c.add(header{block: 1, row: uint16(row), seq: uint32(i), last: 3}, rows[1][row], now)
-		c.add(header{block: 1, row: uint16(row), seq: uint32(i), last: 3}, rows[1][row], now) // twice is once
+		c.add(header{row: uint16(row), seq: uint32(row), last: 39}, rows[0][row], now)
 	}
-	if c.missing(b) != 0 || !c.ready(b) {
-		t.Fatalf("%d rows missing after %d", c.missing(b), c.rows(1))
+	if got, want := c.wants(now)[0], byte(30); got != want { // 60 of 512 rows, in 255ths
+		t.Errorf("wants %d, want %d", got, want)
 	}
-	if err := c.restore(1, c.table(b)); err != nil {
-		t.Fatal(err)
-	}
-	c.restored(b)
-	for row := range c.rows(1) {
-		if !bytes.Equal(b.data[row*c.shard:(row+1)*c.shard], rows[1][row]) {
-			t.Fatalf("row %d is another one", row)
-		}
-	}
-	if w := c.wants(now); w[0] != 255 || w[1] != 0 {
-		t.Errorf("wants %v, want all of the others", w)
+	if holes := c.part(0, make([]byte, 64<<10)); len(holes) != 20 {
+		t.Errorf("%d holes, want 20", len(holes))
 	}
 }
 
 // Numbers that the layer does not have are nobody's rows.
 func TestForeignNumbers(t *testing.T) {
-	c, rows := rowsOf(t, 64<<20, true)
+	c, rows := rowsOf(t, inFour, 64<<20, true)
 	for _, h := range []header{{block: 4, last: 3}, {block: 1 << 31, last: 3}, {block: 3, last: 4}, {block: 0, row: 60000, last: 3}} {
 		if b, helps, news := c.add(h, rows[0][0], time.Unix(100, 0)); b != nil || helps || news || len(c.open) > 0 {
 			t.Errorf("%+v was taken", h)
@@ -72,7 +115,7 @@ func TestForeignNumbers(t *testing.T) {
 // With memory for two blocks, and every block lacking some, they are kept until they
 // are complete; where little is lost, one that lacks much makes room.
 func TestLittleMemory(t *testing.T) {
-	c, rows := rowsOf(t, 1<<20, true)
+	c, rows := rowsOf(t, inFour, 1<<20, true)
 	now := time.Unix(100, 0)
 	seq := uint32(0)
 	give := func(n int, part float64) {
@@ -101,7 +144,7 @@ func TestLittleMemory(t *testing.T) {
 // What is ahead of the sender comes by itself; of what it has passed others bring
 // as little as completes the rest, and twice as much each time that it is due.
 func TestExpected(t *testing.T) {
-	c, rows := rowsOf(t, 64<<20, false)
+	c, rows := rowsOf(t, inFour, 64<<20, false)
 	now := time.Unix(100, 0)
 	count := func() (n [4]int) {
 		for piece, is := range c.expected(now) {
@@ -119,7 +162,7 @@ func TestExpected(t *testing.T) {
 		c.add(header{block: uint32(block), row: uint16(row), last: 3}, rows[block][row], now)
 	}
 	for row := range c.rows(1) + 3 { // it begins with block 1: it was not there before
-		if row%120 != 10 { // 5 of data in 5 pieces
+		if row%40 != 10 { // 5 of data in 5 pieces
 			hear(1, row)
 		}
 	}
@@ -167,7 +210,7 @@ func TestExpected(t *testing.T) {
 }
 
 func TestLost(t *testing.T) {
-	c, rows := rowsOf(t, 64<<20, false)
+	c, rows := rowsOf(t, inFour, 64<<20, false)
 	now := time.Unix(100, 0)
 	for round := range 3 {
 		for i := range 200 {
@@ -191,7 +234,7 @@ func TestLost(t *testing.T) {
 
 // What is here of a piece need not come again.
 func TestPart(t *testing.T) {
-	c, rows := rowsOf(t, 64<<20, false)
+	c, rows := rowsOf(t, inFour, 64<<20, false)
 	now := time.Unix(100, 0)
 	n := c.per + 1 // its first row is its neighbour's, too
 	content := make([]byte, c.info.PieceSize(n))

@@ -11,7 +11,7 @@ import (
 
 // magic begins every datagram; its last byte is the version of what follows and
 // of how a layer is cut.
-const magic = 'R'<<24 | 'K'<<16 | 'M'<<8 | 1
+const magic = 'R'<<24 | 'K'<<16 | 'M'<<8 | 2
 
 // headerSize is how many bytes of a datagram are before the shard.
 const headerSize = 36

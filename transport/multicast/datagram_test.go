@@ -17,7 +17,7 @@ func TestParse(t *testing.T) {
 		"a header alone":    whole[:headerSize],
 		"half a header":     whole[:headerSize/2],
 		"half a unit":       whole[:headerSize+32],
-		"another version":   append([]byte{'R', 'K', 'M', 2}, whole[4:]...),
+		"another version":   append([]byte{'R', 'K', 'M', 1}, whole[4:]...),
 		"too large a shard": append(whole, make([]byte, maxShard)...),
 	} {
 		if _, _, err := parse(b); err == nil {

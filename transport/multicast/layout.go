@@ -2,8 +2,7 @@ package multicast
 
 import (
 	"fmt"
-	"math/bits"
-	"slices"
+	"iter"
 	"sync"
 
 	"github.com/klauspost/reedsolomon"
@@ -12,16 +11,17 @@ import (
 )
 
 // How a layer is cut. A block is some whole pieces; it is cut into data rows of
-// one size, the last one filled up with zeros, and any of its rows, data or
-// parity, replace any others. The more rows a block has, the closer to the mean
-// is the share that gets lost, and the less parity is enough; the code's cost
-// hardly grows with them (docs/transports.md).
+// one size, the last one filled up with zeros, which take turns in the block's codes,
+// and any rows of a code, data or parity, replace any others of it. The more rows a
+// code has, the closer to the mean is the share of them that gets lost, and the less
+// parity is enough; with more than 256, parity rounded up to a power of two, it is
+// one over a larger field that takes three times as long.
 const (
-	aimRows   = 512
-	shardUnit = 64   // the code's
-	maxShard  = 8960 // in an Ethernet packet of 9000 bytes
-	minParity = 16
-	maxRows   = 1 << 16 // the code's
+	dataRows   = 192     // of a code, at the most
+	parityRows = 64      // of each
+	shardUnit  = 64      // the code's
+	maxShard   = 8960    // in an Ethernet packet of 9000 bytes
+	maxRows    = 1 << 16 // of a block, in a header
 )
 
 // overhead is what a datagram has before its header on the wire: Ethernet, IPv6
@@ -48,25 +48,22 @@ func checkShard(size int) error {
 // A layout is how a layer is cut into shards of one size. Sender and receivers
 // come to the same one.
 type layout struct {
-	info   transport.Info
-	shard  int // bytes
-	per    int // pieces of a block
-	parity int // rows of a block, besides data
+	info  transport.Info
+	shard int // bytes
+	per   int // pieces of a block
 
-	mu    sync.Mutex
-	codes map[int]reedsolomon.Encoder // by data rows: the last block may have fewer
+	mu   sync.Mutex
+	made map[int]reedsolomon.Encoder // codes, by data rows
 }
 
 func newLayout(info transport.Info, shard int) (*layout, error) {
 	if err := checkShard(shard); err != nil {
 		return nil, err
 	}
-	l := &layout{info: info, shard: shard, codes: map[int]reedsolomon.Encoder{}}
-	l.per = min(len(info.Hashes), max(1, int(int64(aimRows*shard)/info.PieceLength)))
-	rows := l.rows(0)
-	l.parity = max(minParity, 1<<bits.Len(uint(rows/3)))
-	if rows+l.parity > maxRows {
-		return nil, fmt.Errorf("pieces of %d bytes have %d rows of %d: the code has %d", info.PieceLength, rows+l.parity, shard, maxRows)
+	l := &layout{info: info, shard: shard, made: map[int]reedsolomon.Encoder{}}
+	l.per = min(len(info.Hashes), max(1, int(int64(dataRows*shard)/info.PieceLength)))
+	if all := l.all(0); all > maxRows {
+		return nil, fmt.Errorf("pieces of %d bytes have %d rows of %d: a block has %d", info.PieceLength, all, shard, maxRows)
 	}
 	return l, nil
 }
@@ -94,7 +91,38 @@ func (l *layout) size(b int) int {
 func (l *layout) rows(b int) int { return (l.size(b) + l.shard - 1) / l.shard }
 
 // all is how many rows block b has.
-func (l *layout) all(b int) int { return l.rows(b) + l.parity }
+func (l *layout) all(b int) int { return l.rows(b) + l.codes(b)*parityRows }
+
+// codes is how many codes block b has.
+func (l *layout) codes(b int) int { return (l.rows(b) + dataRows - 1) / dataRows }
+
+// codeOf is the code of block b that has a row.
+func (l *layout) codeOf(b, row int) int {
+	if rows := l.rows(b); row >= rows {
+		row -= rows
+	}
+	return row % l.codes(b)
+}
+
+// data is how many data rows code k of block b has.
+func (l *layout) data(b, k int) int { return (l.rows(b) - k + l.codes(b) - 1) / l.codes(b) }
+
+// rowsOf are the rows of code k of block b, in its order.
+func (l *layout) rowsOf(b, k int) iter.Seq[int] {
+	return func(yield func(row int) bool) {
+		rows, codes := l.rows(b), l.codes(b)
+		for row := k; row < rows; row += codes {
+			if !yield(row) {
+				return
+			}
+		}
+		for row := rows + k; row < l.all(b); row += codes {
+			if !yield(row) {
+				return
+			}
+		}
+	}
+}
 
 // span is the data rows [first, end) of block b that piece n touches.
 func (l *layout) span(b, n int) (first, end int) {
@@ -103,38 +131,48 @@ func (l *layout) span(b, n int) (first, end int) {
 	return int(from / int64(l.shard)), int((to + int64(l.shard) - 1) / int64(l.shard))
 }
 
-func (l *layout) code(rows int) (reedsolomon.Encoder, error) {
+// code is the code of so many data rows.
+func (l *layout) code(data int) (reedsolomon.Encoder, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c := l.codes[rows]; c != nil {
+	if c := l.made[data]; c != nil {
 		return c, nil
 	}
-	c, err := reedsolomon.New(rows, l.parity, reedsolomon.WithLeopardGF(true), reedsolomon.WithMaxGoroutines(1))
+	c, err := reedsolomon.New(data, parityRows, reedsolomon.WithLeopardGF(true), reedsolomon.WithMaxGoroutines(1))
 	if err == nil {
-		l.codes[rows] = c
+		l.made[data] = c
 	}
 	return c, err
 }
 
 // encode fills the parity rows of a block whose data rows are there.
 func (l *layout) encode(b int, rows [][]byte) error {
-	code, err := l.code(l.rows(b))
-	if err != nil {
-		return err
+	for k := range l.codes(b) {
+		code, err := l.code(l.data(b, k))
+		if err != nil {
+			return err
+		}
+		var own [][]byte
+		for row := range l.rowsOf(b, k) {
+			own = append(own, rows[row])
+		}
+		if err := code.Encode(own); err != nil {
+			return err
+		}
 	}
-	return code.Encode(rows)
+	return nil
 }
 
-// restore fills the data rows that are empty, in place, from as many others as
-// there are data rows. The code's tables, which take longer to make than a hundred
-// MiB to receive, are made when there are such rows.
-func (l *layout) restore(b int, rows [][]byte) error {
-	if !slices.ContainsFunc(rows[:l.rows(b)], func(row []byte) bool { return len(row) == 0 }) {
-		return nil
-	}
-	code, err := l.code(l.rows(b))
+// restore fills the data rows of code k of a block that are empty, in place, from
+// others of the code, as many as it has of data.
+func (l *layout) restore(b, k int, rows [][]byte) error {
+	code, err := l.code(l.data(b, k))
 	if err != nil {
 		return err
 	}
-	return code.ReconstructData(rows)
+	var own [][]byte
+	for row := range l.rowsOf(b, k) {
+		own = append(own, rows[row])
+	}
+	return code.ReconstructData(own)
 }

@@ -1,6 +1,7 @@
 package multicast
 
 import (
+	"slices"
 	"testing"
 
 	"rookery/transport"
@@ -22,11 +23,11 @@ func TestLayout(t *testing.T) {
 		blocks        int
 	}{
 		{1, 64 << 10, 1408, 1},
-		{9*64<<10 + 12345, 64 << 10, 1408, 1},
-		{40*64<<10 + 1, 64 << 10, 1408, 4},
-		{9 << 20, 64 << 10, 8896, 3},
+		{3*64<<10 + 12345, 64 << 10, 1408, 1},
+		{40*64<<10 + 1, 64 << 10, 1408, 11},
+		{9 << 20, 64 << 10, 8896, 6},
 		{9 << 20, 4 << 20, 1408, 3},
-		{1 << 16, 16 << 10, 64, 2},
+		{1 << 16, 16 << 10, 64, 4},
 	} {
 		info := transport.Info{Length: tt.length, PieceLength: tt.piece, Hashes: make([][20]byte, (tt.length+tt.piece-1)/tt.piece)}
 		l, err := newLayout(info, tt.shard)
@@ -48,6 +49,24 @@ func TestLayout(t *testing.T) {
 					t.Errorf("%+v: piece %d is in rows %d to %d, the one before ended at %d", tt, n, from, to, next)
 				}
 				next = to
+			}
+			codes := make([]int, l.rows(b))
+			for k := range l.codes(b) {
+				data := 0
+				for row := range l.rowsOf(b, k) {
+					if data++; data <= l.data(b, k) {
+						codes[row]++
+					}
+					if l.codeOf(b, row) != k {
+						t.Errorf("%+v: row %d of block %d is in code %d, want %d", tt, row, b, l.codeOf(b, row), k)
+					}
+				}
+				if l.data(b, k) > dataRows || data != l.data(b, k)+parityRows {
+					t.Errorf("%+v: code %d of block %d has %d rows, of these %d of data", tt, k, b, data, l.data(b, k))
+				}
+			}
+			if slices.Min(codes) < 1 || slices.Max(codes) > 1 {
+				t.Errorf("%+v: block %d has rows in no code or in two", tt, b)
 			}
 			if next != l.rows(b) {
 				t.Errorf("%+v: block %d ends at row %d of %d", tt, b, next, l.rows(b))

@@ -193,7 +193,7 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 			clients := r.Demand.fresh(time.Now())
 			for i, o := range orders {
 				rows := r.rows(o.block)
-				counts[i] = min(o.count(rows, parity(clients, r.Parity, rows)), r.all(o.block))
+				counts[i] = min(o.count(rows, parity(clients, r.Parity, r.data(o.block, 0))), r.all(o.block))
 			}
 		}
 		if k >= slices.Max(counts) {

@@ -316,26 +316,39 @@ func (r *reception) finish(b *block) error {
 		r.mu.Unlock()
 		return nil
 	}
-	whole := c.missing(b) == 0
-	var table [][]byte
-	if b.busy = whole; whole {
-		table = c.table(b)
+	claimable := r.pieces.Claimable()
+	wants := func(i int) bool { return !b.told[i] && (claimable == nil || claimable[first+i]) }
+	var codes []int
+	for i := range b.lacks {
+		if wants(i) {
+			codes = c.restorable(b)
+			break
+		}
+	}
+	if len(codes) > 0 {
+		b.busy = true
+		table := c.table(b)
+		r.mu.Unlock()
+		// Rows that are here are not written any more, nor are those of a complete code.
+		for _, k := range codes {
+			if err := c.restore(b.n, k, table); err != nil {
+				return fmt.Errorf("block %d: %w", b.n, err)
+			}
+		}
+		r.mu.Lock()
+		b.busy = false
+		for _, k := range codes {
+			c.restored(b, k)
+		}
 	}
 	var ready []int
-	claimable := r.pieces.Claimable()
 	for i, lacks := range b.lacks {
-		if (lacks == 0 || whole) && !b.told[i] && (claimable == nil || claimable[first+i]) {
+		if lacks == 0 && wants(i) {
 			ready = append(ready, i)
 		}
 	}
 	r.mu.Unlock()
 
-	// Rows that are here are not written any more, nor are those of a busy block.
-	if whole && len(ready) > 0 {
-		if err := c.restore(b.n, table); err != nil {
-			return fmt.Errorf("block %d: %w", b.n, err)
-		}
-	}
 	var put []int
 	bad := false
 	for _, i := range ready {
@@ -351,7 +364,6 @@ func (r *reception) finish(b *block) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	b.busy = false
 	if len(put) > 0 {
 		c.put = time.Now()
 		c.spoilt = 0
@@ -362,11 +374,8 @@ func (r *reception) finish(b *block) error {
 	for _, i := range put {
 		c.known(b, i, c.piece(b, i))
 	}
-	switch {
-	case bad:
+	if bad {
 		c.spoil(b)
-	case whole && len(ready) > 0:
-		c.restored(b)
 	}
 	return nil
 }
