@@ -445,9 +445,15 @@ func (p *Pieces) ReadAt(b []byte, off int64) (int, error) {
 // Since returns the pieces completed after the first i, in the order they came,
 // and a channel that is closed when there are more, or when less is wanted. The slice is not to be changed.
 func (p *Pieces) Since(i int) ([]int, <-chan struct{}) {
+	fresh, _, more := p.news(i)
+	return fresh, more
+}
+
+// news is Since, and how many pieces were missing at that moment.
+func (p *Pieces) news(i int) (fresh []int, missing int, more <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.order[i:len(p.order):len(p.order)], p.more
+	return p.order[i:len(p.order):len(p.order)], p.lacking, p.more
 }
 
 // Completed is every complete piece once: those that are there, then each as
@@ -455,8 +461,7 @@ func (p *Pieces) Since(i int) ([]int, <-chan struct{}) {
 func (p *Pieces) Completed(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		for seen := 0; ; {
-			missing := p.Missing() // before Since: when it is 0, fresh has the last
-			fresh, more := p.Since(seen)
+			fresh, missing, more := p.news(seen)
 			for _, n := range fresh {
 				if ctx.Err() != nil || !yield(n) {
 					return

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -122,6 +123,24 @@ func TestEveryWatcherSeesEveryPiece(t *testing.T) {
 			t.Errorf("saw %v after the end", got)
 		}
 	})
+}
+
+// The last piece may come while a watcher looks how many are missing.
+func TestNoWatcherMissesTheLastPiece(t *testing.T) {
+	_, info := transporttest.Layer(t, 1, 1)
+	for range 20_000 {
+		p := transport.NewPieces(info, transporttest.NewMemory(nil))
+		var watchers sync.WaitGroup
+		for range 100 {
+			watchers.Go(func() {
+				for range p.Completed(t.Context()) {
+				}
+			})
+		}
+		runtime.Gosched()
+		p.Found(0)
+		watchers.Wait()
+	}
 }
 
 func TestWait(t *testing.T) {
