@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,9 +55,9 @@ type job struct {
 // A sending is the life of a job, from the first word of a node.
 type sending struct {
 	demand  multicast.Demand
-	first   time.Time // somebody wanted it
-	latest  time.Time // somebody came
-	tried   time.Time // it was started last
+	first   time.Time   // somebody wanted it
+	came    []time.Time // nodes, lately
+	tried   time.Time   // it was started last
 	running bool
 	quiet   bool
 }
@@ -76,8 +77,8 @@ func repairs(nodes, served int, runs time.Duration) bool {
 // maxJobs bounds what strangers can start.
 const maxJobs = 64
 
-// settle is how long it is waited for more nodes after one has come. Who comes later
-// has the next pass.
+// settle is in what time as many as a tenth of the nodes have to come for more to be
+// waited for. Who comes later has the next pass.
 const settle = 500 * time.Millisecond
 
 // Hear takes note of what a node says, and says whether the layer is sent or is
@@ -98,7 +99,7 @@ func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
 	}
 	now := time.Now()
 	if s.demand.Hear(w, now) {
-		s.latest = now
+		s.came = append(s.came, now)
 	}
 	if s.running {
 		return true, nil
@@ -127,7 +128,7 @@ func (c *Carousel) job(j job) (*sending, error) {
 type state struct {
 	clients int           // want it
 	since   time.Duration // the first one did
-	quiet   time.Duration // nobody has come
+	lately  int           // of these have come just now
 	running bool
 	always  bool
 }
@@ -153,7 +154,7 @@ func (c *Carousel) decide(s state) act {
 	case s.clients == 0 && s.since > multicast.StaleAfter:
 		return forget
 	case s.clients == 0 || s.running:
-	case s.since >= c.Wait, s.clients >= c.MinClients && s.quiet >= settle:
+	case s.since >= c.Wait, s.clients >= c.MinClients && s.lately*10 < s.clients:
 		return start
 	}
 	return stay
@@ -192,8 +193,9 @@ func (c *Carousel) Run(ctx context.Context) error {
 			now := time.Now()
 			c.mu.Lock()
 			clients, served := s.demand.Clients(now)
+			s.came = slices.DeleteFunc(s.came, func(at time.Time) bool { return now.Sub(at) >= settle })
 			seen := state{
-				clients: clients, since: now.Sub(s.first), quiet: now.Sub(s.latest),
+				clients: clients, since: now.Sub(s.first), lately: len(s.came),
 				running: s.running, always: always[j],
 			}
 			act := c.decide(seen)

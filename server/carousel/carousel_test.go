@@ -21,14 +21,16 @@ func TestDecide(t *testing.T) {
 		state
 		want act
 	}{
-		{"one, just now", state{clients: 1, since: s, quiet: s}, stay},
-		{"one, for as long as it has to wait", state{clients: 1, since: 10 * s, quiet: 9 * s}, start},
-		{"enough, and more are coming", state{clients: 3, since: s, quiet: settle / 2}, stay},
-		{"enough", state{clients: 3, since: s, quiet: settle}, start},
-		{"enough, and it runs", state{clients: 3, since: s, quiet: s, running: true}, stay},
-		{"one is left", state{clients: 1, since: 100 * s, quiet: 90 * s, running: true}, stay},
-		{"none is left", state{since: 100 * s, quiet: 90 * s, running: true}, stop},
-		{"none came back", state{since: 100 * s, quiet: 90 * s}, forget},
+		{"one, just now", state{clients: 1, since: s}, stay},
+		{"one, for as long as it has to wait", state{clients: 1, since: 10 * s}, start},
+		{"enough, and more are coming", state{clients: 3, since: s, lately: 1}, stay},
+		{"many, and some are coming", state{clients: 40, since: s, lately: 4}, stay},
+		{"many, and hardly any are coming", state{clients: 41, since: s, lately: 4}, start},
+		{"enough", state{clients: 3, since: s}, start},
+		{"enough, and it runs", state{clients: 3, since: s, running: true}, stay},
+		{"one is left", state{clients: 1, since: 100 * s, running: true}, stay},
+		{"none is left", state{since: 100 * s, running: true}, stop},
+		{"none came back", state{since: 100 * s}, forget},
 		{"always", state{always: true}, start},
 		{"always, and it runs", state{always: true, running: true}, stay},
 	} {
