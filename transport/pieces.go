@@ -25,6 +25,7 @@ type Pieces struct {
 	claimed   []bool // some source is fetching it
 	preferred []bool
 	expected  []bool        // nil: nothing
+	streams   bool          // some of it comes now
 	held      bool          // only what is preferred may be claimed
 	wanted    []bool        // nil: everything
 	lacking   int           // pieces wanted and not complete
@@ -267,19 +268,20 @@ func (p *Pieces) Held() bool {
 	return p.held
 }
 
-// Expect says which pieces come without being asked for: nobody may claim them.
-// nil takes that back. It is not to be changed.
-func (p *Pieces) Expect(expected []bool) {
+// Expect says which pieces come without being asked for: nobody may claim them. nil
+// takes that back. It is not to be changed. streams says whether some come now.
+func (p *Pieces) Expect(expected []bool, streams bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.expected = expected
+	p.expected, p.streams = expected, streams
 }
 
-// Expecting says whether pieces come without being asked for.
-func (p *Pieces) Expecting() bool {
+// Streams says whether pieces come now without being asked for: they may fill the
+// link, which others had better leave to them.
+func (p *Pieces) Streams() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.expected != nil
+	return p.streams
 }
 
 // Idle says whether it is no source's fault that nothing arrives: there is

@@ -325,7 +325,8 @@ func (s *sim) fill(n *node) {
 	if n.open > 0 {
 		n.nearby.Busy(s.clock)
 	}
-	if !rules.Fill(n.peers, rules.Asking(n.downs, int64(s.pieceSize)), s.clock, n.lot, s.asks) {
+	feeds, ahead := rules.Asking(n.downs, int64(s.pieceSize), false)
+	if !rules.Fill(n.peers, feeds, ahead, s.clock, n.lot, s.asks) {
 		s.takeOver(n)
 	}
 }

@@ -70,7 +70,7 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	}
 	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1)}
 	if !s.Alone {
-		p.Expect(everything(p)) // for a moment: a sender that waits for more nodes begins soon
+		p.Expect(everything(p), false) // for a moment: a sender that waits for more nodes begins soon
 	}
 	hash := p.Info().InfoHash
 	copy(r.layer[:], hash[:])
@@ -93,7 +93,7 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	stop(nil)
 	conn.Close()
 	running.Wait()
-	p.Expect(nil)
+	p.Expect(nil, false)
 	err = context.Cause(ctx)
 	switch {
 	case p.Missing() == 0:
@@ -401,14 +401,16 @@ func (r *reception) look(ctx context.Context) {
 		case now := <-tick.C:
 			r.mu.Lock()
 			var soon []bool
+			streams := false
 			switch {
 			case r.col != nil:
 				soon = r.col.expected(now)
+				streams = soon != nil && !r.col.broken(now)
 			case !r.Alone && now.Before(r.hope):
 				soon = everything(r.pieces)
 			}
 			r.mu.Unlock()
-			r.pieces.Expect(soon)
+			r.pieces.Expect(soon, streams)
 		}
 	}
 }
@@ -465,7 +467,7 @@ func (r *reception) lossy() error {
 func (r *reception) over(now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.col != nil && now.Sub(r.col.heard) > breakAfter
+	return r.col != nil && r.col.broken(now)
 }
 
 func (r *reception) want(now time.Time) wire.Want {

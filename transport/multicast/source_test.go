@@ -335,7 +335,7 @@ func TestHoles(t *testing.T) {
 	defer others.Wait()
 	defer stop()
 	source := &Source{Config: to, Via: card, Wants: hears(t, d), Client: http.DefaultClient}
-	p.Expect(everything(p)) // as Fetch does
+	p.Expect(everything(p), false) // as Fetch does
 	others.Go(func() {
 		for ctx.Err() == nil {
 			n, ok := p.Claim(func(n int) (int64, bool) { return rand.Int64(), true })

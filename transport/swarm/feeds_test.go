@@ -115,8 +115,8 @@ func TestFeeds(t *testing.T) {
 				if len(c.open) > 0 {
 					of = append(of, c)
 				}
-				if len(c.open) > rules.Asking(0, torrent.info.PieceLength) {
-					t.Errorf("%d pieces are asked of one node, want %d", len(c.open), rules.Asking(0, torrent.info.PieceLength))
+				if _, most := rules.Asking(0, torrent.info.PieceLength, false); len(c.open) > most {
+					t.Errorf("%d pieces are asked of one node, want %d", len(c.open), most)
 				}
 			}
 			if len(of) != want {
@@ -143,6 +143,44 @@ func TestFeeds(t *testing.T) {
 			if !can() {
 				t.Errorf("node %d is not asked again when it is back", n)
 			}
+		}
+	})
+}
+
+// Beside a stream that may fill its link, a node asks for hardly anything.
+func TestFeedsBesideAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 256)
+		t.Cleanup(end)
+		server := s.server()
+		server.host.cut.Store(true)
+		node := s.node(s.rate)
+		asked := func(streams bool) (pieces int) {
+			node.pieces.Expect(nil, streams)
+			time.Sleep(2 * rules.Measured) // what manageLoop needs
+			node.torrent.mu.Lock()
+			defer node.torrent.mu.Unlock()
+			for c := range node.torrent.conns {
+				pieces += len(c.open)
+			}
+			return pieces
+		}
+		node.pieces.Expect(nil, true)
+		for n := range 3 * rules.MaxFeeds {
+			c := attach(t, node.torrent, nodePrefix, n)
+			for _, m := range []pp.Message{{Type: pp.HaveAll}, {Type: pp.Unchoke}} {
+				if err := c.handle(&m); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		feeds, each := rules.Asking(0, s.info.PieceLength, true)
+		if got := asked(true); got != feeds*each {
+			t.Errorf("%d pieces are asked for, want %d", got, feeds*each)
+		}
+		feeds, each = rules.Asking(0, s.info.PieceLength, false)
+		if got := asked(false); got != feeds*each {
+			t.Errorf("%d pieces are asked for when the stream has ended, want %d", got, feeds*each)
 		}
 	})
 }

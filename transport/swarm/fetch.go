@@ -96,7 +96,8 @@ func (t *Torrent) fill(now time.Time) {
 		t.nearby.Busy(now)
 	}
 	ask := func(c *conn) bool { return t.order(c, now) }
-	if !rules.Fill(maps.Keys(t.conns), rules.Asking(t.down, t.info.PieceLength), now, t.chance.IntN, ask) {
+	feeds, ahead := rules.Asking(t.down, t.info.PieceLength, t.pieces.Streams())
+	if !rules.Fill(maps.Keys(t.conns), feeds, ahead, now, t.chance.IntN, ask) {
 		t.takeOver(now)
 	}
 }

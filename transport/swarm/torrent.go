@@ -229,7 +229,7 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			}
 		}
 		sleep(ctx, batch)
-		for end := time.Now().Add(castBatch); t.pieces.Expecting() && time.Now().Before(end) && ctx.Err() == nil; {
+		for end := time.Now().Add(castBatch); t.pieces.Streams() && time.Now().Before(end) && ctx.Err() == nil; {
 			sleep(ctx, batch)
 		}
 	}
@@ -361,7 +361,7 @@ func (t *Torrent) manageLoop(ctx context.Context) {
 				}
 			}
 			tell := rules.TellServers
-			if t.pieces.Expecting() {
+			if t.pieces.Streams() {
 				tell = castBatch
 			}
 			counts := now.Sub(told) >= tell

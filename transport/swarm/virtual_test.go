@@ -258,7 +258,7 @@ func TestNewsOfMulticast(t *testing.T) {
 		s.server().torrent.Quiet(true)
 		nodes := s.nodes(2)
 		for _, m := range nodes {
-			m.pieces.Expect(slices.Repeat([]bool{true}, 64))
+			m.pieces.Expect(slices.Repeat([]bool{true}, 64), true)
 		}
 		time.Sleep(time.Second)
 		const most = rules.NewsBatch*castBatch + time.Second

@@ -13,12 +13,13 @@ import (
 // Who asks here and there finds some that are busy and leaves others idle, and a no
 // takes as long to come as a piece.
 const (
-	MaxFeeds  = 4                      // nodes that are asked at a time
-	minAsking = 2                      // pieces asked of each, or
-	askLeast  = 96 << 10               // bytes of pieces, or
-	AskAhead  = 100 * time.Millisecond // what it sends in that time, when that is more
-	QuietFor  = 2 * time.Second        // without a byte: another is asked beside it
-	Breather  = time.Second            // before who refused is asked again, unless it unchokes us
+	MaxFeeds    = 4                      // nodes that are asked at a time
+	feedsBeside = 2                      // the same, beside a stream that nobody asks for
+	minAsking   = 2                      // pieces asked of each, or
+	askLeast    = 96 << 10               // bytes of pieces, or
+	AskAhead    = 100 * time.Millisecond // what it sends in that time, when that is more
+	QuietFor    = 2 * time.Second        // without a byte: another is asked beside it
+	Breather    = time.Second            // before who refused is asked again, unless it unchokes us
 
 	StallAfter = 5 * time.Second // without a byte: the piece is asked elsewhere
 	MaxStalls  = 6               // one after the other: the connection is given up
@@ -80,19 +81,19 @@ func (f *Feed) Stalls(now time.Time) bool {
 // What a server offers is taken whatever else is asked. Of another rack's nodes few
 // are asked, but before others: what they have is on nobody's way here. ask asks for one more
 // piece, counts it in Open, and says whether the peer had one for us; lot is a
-// number below n. Fill is false when more nodes could be asked and none has
+// number below n; most is of nodes that are asked at a time. Fill is false when more nodes could be asked and none has
 // anything.
-func Fill[P Giver](peers iter.Seq[P], ahead int, now time.Time, lot func(n int) int, ask func(P) bool) bool {
+func Fill[P Giver](peers iter.Seq[P], most, ahead int, now time.Time, lot func(n int) int, ask func(P) bool) bool {
 	mates := 0
 	for p := range peers {
 		mates += btoi(p.Gives().Mate)
 	}
 	feed := func(p P, f *Feed) {
-		most := ahead
+		pieces := ahead
 		if f.Far && mates > 0 {
-			most = 1 // the mates ask, too, and it is a long way
+			pieces = 1 // the mates ask, too, and it is a long way
 		}
-		for f.Open < most && f.Can(now) && ask(p) {
+		for f.Open < pieces && f.Can(now) && ask(p) {
 		}
 	}
 	feeds, far := 0, 0
@@ -107,7 +108,7 @@ func Fill[P Giver](peers iter.Seq[P], ahead int, now time.Time, lot func(n int) 
 			far += btoi(f.Far && f.Open > 0)
 		}
 	}
-	for feeds < MaxFeeds {
+	for feeds < most {
 		p, ok := another(peers, far < farFeeds(mates), now, lot)
 		if !ok {
 			return false
@@ -166,10 +167,14 @@ func Ahead(least int, d time.Duration, rate, length int64) int {
 	return max(least, int(rate*int64(d)/int64(time.Second)/length))
 }
 
-// Asking is how many pieces are asked of each node by one that gets down bytes a
-// second.
-func Asking(down, length int64) int {
-	return Ahead(max(minAsking, int(askLeast/length)), AskAhead, down/MaxFeeds, length)
+// Asking is how many nodes are asked at a time by one that gets down bytes a second,
+// and for how many pieces of length bytes each. Beside a stream it is hardly anything:
+// what is asked for waits in the same line, and a full one loses both.
+func Asking(down, length int64, streams bool) (feeds, pieces int) {
+	if streams {
+		return feedsBeside, 1
+	}
+	return MaxFeeds, Ahead(max(minAsking, int(askLeast/length)), AskAhead, down/MaxFeeds, length)
 }
 
 // Measured is how often rates are measured.
