@@ -14,9 +14,10 @@ const (
 	breakAfter = 300 * time.Millisecond // without a datagram: the pass is over
 	aloneAfter = time.Second            // without a datagram: nothing comes any more
 	dueAfter   = 6 * time.Second        // a piece asked of others is to be there
-	dueBeside  = 18 * time.Second       // the same, while the sender fills the link
+	dueBeside  = 60 * time.Second       // the same, while the sender fills the link
 	hopeFor    = 20 * time.Second       // without a right piece: the others are not to wait
-	againAfter = 5 * time.Second        // what others did not bring is asked of the sender
+	againAfter = 5 * time.Second        // without a datagram: what others did not bring is asked of the sender
+	givenUp    = 2 * dueBeside          // the same, of a block, however much else it sends
 )
 
 // A collector puts blocks together from rows in any order, in bounded memory. It
@@ -356,8 +357,11 @@ func (c *collector) closeBlock(n int) {
 // passed says whether the sender has been at a block and is no more.
 func (c *collector) passed(n int, now time.Time) bool {
 	touch := c.state[n].touch
-	return !touch.IsZero() && (now.Sub(touch) > quietAfter || now.Sub(c.heard) > breakAfter)
+	return !touch.IsZero() && (now.Sub(touch) > quietAfter || c.broken(now))
 }
+
+// broken says whether the sender pauses, or has ended.
+func (c *collector) broken(now time.Time) bool { return now.Sub(c.heard) > breakAfter }
 
 // flows says whether the sender sends.
 func (c *collector) flows(now time.Time) bool {
@@ -479,11 +483,12 @@ func (c *collector) part(n int, bytes []byte) (holes []transport.Range) {
 }
 
 // wants is what to say of each block: 255ths of its rows that are lacked. Beside
-// others, what has passed is theirs to repair, for a while.
+// others, what has passed is theirs to repair while the sender goes on, and for a
+// while after: what it sends for one takes the link of all.
 func (c *collector) wants(now time.Time) []byte {
 	list := make([]byte, len(c.state))
 	for n, s := range c.state {
-		if s.closed || !c.alone && c.passed(n, now) && now.Sub(s.touch) < againAfter {
+		if s.closed || !c.alone && c.passed(n, now) && now.Sub(s.touch) < givenUp && now.Sub(c.heard) < againAfter {
 			continue
 		}
 		missing, rows := c.rows(n), c.rows(n)

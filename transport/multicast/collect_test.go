@@ -102,6 +102,36 @@ func TestWantsOfCodes(t *testing.T) {
 	}
 }
 
+// Beside others, what the sender has passed is theirs to bring while it goes on: it is asked
+// for when it has ended, or when they have had much time.
+func TestWantsBesideOthers(t *testing.T) {
+	c, rows := rowsOf(t, inFour, 64<<20, false)
+	began := time.Unix(100, 0)
+	now := began
+	hear := func(block, row int) {
+		c.add(header{block: uint32(block), row: uint16(row), last: 3}, rows[block][row], now)
+	}
+	hear(0, 0)
+	for ; now.Sub(began) < givenUp; now = now.Add(time.Second) {
+		hear(1, 0)
+		if w := c.wants(now); now.Sub(began) > quietAfter && (w[0] != 0 || w[1] == 0) {
+			t.Fatalf("wants %v after %v, want all but the first", w, now.Sub(began))
+		}
+	}
+	hear(1, 0)
+	if w := c.wants(now); w[0] == 0 {
+		t.Errorf("wants %v after %v, want all", w, now.Sub(began))
+	}
+	for _, tt := range []struct {
+		after time.Duration
+		want  bool
+	}{{breakAfter + 1, false}, {againAfter, true}} {
+		if w := c.wants(now.Add(tt.after)); (w[1] > 0) != tt.want {
+			t.Errorf("wants %v %v after the sender's end", w, tt.after)
+		}
+	}
+}
+
 // Numbers that the layer does not have are nobody's rows.
 func TestForeignNumbers(t *testing.T) {
 	c, rows := rowsOf(t, inFour, 64<<20, true)

@@ -144,14 +144,16 @@ type order struct {
 
 // How many standard deviations of what is lost are sent beyond the mean. Where others
 // help, less than the mean is: they fill the rest while the next blocks are sent, in what
-// the sender leaves of the links, which a row for all would take from all. Of few nodes
-// none may have what one lacks, and connections bear small losses only.
+// the sender leaves of the links, which a row for all would take from all. Of what is sent
+// last there is no time for that. Of few nodes none may have what one lacks, and connections
+// bear small losses only.
 const (
 	marginAlone  = 2.5
-	marginHelped = -1
+	marginHelped = -0.8
 	marginLossy  = 1
 	manyHelp     = 16
 	lossy        = 0.1
+	lastFor      = 4 * time.Second // before the end of a pass
 )
 
 // atFirst is what is sent beyond the first block, in which the index is, before
@@ -160,8 +162,8 @@ const atFirst = 0.1
 
 // parity is what to send beyond what is lacked, as a share of it, so that most
 // nodes have enough when they lose as much as they lately did. Who loses
-// more is not waited for.
-func parity(clients []client, least float64, rows int) float64 {
+// more is not waited for. last is what is sent last.
+func parity(clients []client, least float64, rows int, last bool) float64 {
 	if len(clients) == 0 {
 		return least
 	}
@@ -186,6 +188,7 @@ func parity(clients []client, least float64, rows int) float64 {
 	q := min(lost[int(float64(len(lost)-1)*part)], 0.5)
 	margin := marginAlone
 	switch {
+	case last:
 	case 2*helped > len(lost) && helped >= manyHelp && q < lossy:
 		margin = marginHelped
 	case 2*helped > len(lost):

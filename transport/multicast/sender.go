@@ -140,6 +140,7 @@ func (r *round) send(ctx context.Context, orders []order) (err error) {
 type group struct {
 	orders []order
 	tables [][][]byte // rows
+	last   bool       // of the pass, or nearly
 	err    error
 }
 
@@ -153,6 +154,7 @@ func (r *round) prepare(orders *[]order) <-chan group {
 	n := min(max(1, mix), len(*orders))
 	g := group{orders: (*orders)[:n]}
 	*orders = (*orders)[n:]
+	g.last = float64(len(*orders)*r.size(0)) < float64(r.rate)*lastFor.Seconds()
 	done := make(chan group, 1)
 	go func() {
 		for _, o := range g.orders {
@@ -193,7 +195,7 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 			clients := r.Demand.fresh(time.Now())
 			for i, o := range orders {
 				rows := r.rows(o.block)
-				counts[i] = min(o.count(rows, parity(clients, r.Parity, r.data(o.block, 0))), r.all(o.block))
+				counts[i] = min(o.count(rows, parity(clients, r.Parity, r.data(o.block, 0), g.last)), r.all(o.block))
 			}
 		}
 		if k >= slices.Max(counts) {
