@@ -5,6 +5,8 @@ import "time"
 // A link carries packets one after the other, in the order in which they come.
 type link struct {
 	free    int64   // until then it is busy
+	fair    bool    // what begins a flow goes before others, as with Linux's fq_codel
+	first   int64   // until then it is busy with such
 	perByte float64 // nanoseconds
 	carried int64   // bytes
 }
@@ -16,6 +18,22 @@ func (l *link) carry(now int64, n int) int64 {
 	l.free = max(now, l.free) + int64(float64(n)*l.perByte)
 	l.carried += int64(n)
 	return l.free
+}
+
+const (
+	few  = 4 << 10                 // bytes that go before others
+	card = int64(time.Millisecond) // what they wait for at the most, since the machine's card has it
+)
+
+// starts is carry for bytes of a flow that has none in the line.
+func (l *link) starts(now int64, n int) int64 {
+	if !l.fair || n > few {
+		return l.carry(now, n)
+	}
+	begins := max(now, l.first, min(l.free, now+card))
+	l.carry(now, n)
+	l.first = begins + int64(float64(n)*l.perByte)
+	return l.first
 }
 
 // A rack is a switch whose nodes share one cable to all others.
@@ -93,7 +111,7 @@ func (s *sim) push(e *end) {
 // direct is when a few bytes come that find the queues of all links as they are
 // now. It saves events, and what follows does not come before them.
 func (s *sim) direct(from, to *node, n int) int64 {
-	at := max(from.up.carry(s.now, n), to.down.carry(s.now, n))
+	at := max(from.up.starts(s.now, n), to.down.carry(s.now, n))
 	if from.rack != to.rack {
 		at = max(at, s.racks[from.rack].up.carry(s.now, n), s.racks[to.rack].down.carry(s.now, n))
 	}
@@ -165,7 +183,7 @@ func (s *sim) carry(from, to *node, n int, then func()) {
 			}
 		})
 	}
-	at(from.up.carry(s.now, n), func() {
+	at(from.up.starts(s.now, n), func() {
 		if from.rack == to.rack {
 			last()
 			return

@@ -26,6 +26,7 @@ type Scenario struct {
 	MTU    int           // bytes
 	Window int           // bytes of a connection under way
 	Queue  time.Duration // that a link keeps packets; 0: for ever
+	Fair   bool          // machines send what begins a flow before what waits of others
 
 	Rack   int     // nodes in a rack; 0: all have one switch
 	Uplink float64 // bytes a second of a rack's cable to the others
@@ -161,6 +162,7 @@ func (s *sim) newNode(i int) *node {
 			}
 		}
 	}
+	n.up.fair = s.Fair
 	if n.server {
 		if s.Rack > 0 {
 			n.rack = len(s.racks) - 1

@@ -3,6 +3,7 @@ package sim
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 // small is a site with everything that can happen, in 2 racks.
@@ -88,6 +89,33 @@ func TestSlowLinks(t *testing.T) {
 	c.Slow = 0
 	if all := Run(c); r.TOverIdeal > 1.2*all.TOverIdeal || r.Slow < 1 || r.Slow > 1.3 {
 		t.Errorf("with slow ones: %+v, without: %+v", r, all)
+	}
+}
+
+// On a fair link what begins a flow waits for the card only, others wait for it, and
+// all bytes take their time.
+func TestWhatBeginsAFlowGoesFirst(t *testing.T) {
+	const ms = int64(time.Millisecond)
+	l := newLink(1e6) // a byte takes a microsecond
+	l.fair = true
+	for i, tt := range []struct {
+		carry func(int64, int) int64
+		now   int64
+		n     int
+		want  int64
+	}{
+		{l.carry, 0, 100_000, 100 * ms},
+		{l.starts, 0, 1000, 2 * ms},
+		{l.starts, 0, 1000, 3 * ms},
+		{l.starts, 50 * ms, 1000, 52 * ms},
+		{l.starts, 50 * ms, 10_000, 113 * ms},
+		{l.carry, 50 * ms, 1000, 114 * ms},
+		{l.starts, 200 * ms, 1000, 201 * ms},
+		{l.carry, 200 * ms, 1000, 202 * ms},
+	} {
+		if got := tt.carry(tt.now, tt.n); got != tt.want {
+			t.Errorf("%d: %d bytes at %d have passed at %d, want %d", i, tt.n, tt.now, got, tt.want)
+		}
 	}
 }
 
