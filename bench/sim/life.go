@@ -82,6 +82,10 @@ func (s *sim) gives() {
 			if from.dead || from.gone {
 				continue
 			}
+			s.later(rules.GivingFor, func() {
+				f.givers = append(f.givers, from)
+				s.gives()
+			})
 		case f.giving < rules.MaxGiving:
 			f.giving++
 			s.later(rules.GivingFor, s.given)
@@ -105,7 +109,7 @@ func (s *sim) comes(n *node) {
 	for range rules.NamedTo {
 		s.files.givers = append(s.files.givers, n)
 	}
-	s.given()
+	s.gives()
 }
 
 // start is a node that is switched on: it fetches what is not in the swarm.

@@ -81,14 +81,23 @@ func TestHalfDies(t *testing.T) {
 }
 
 // Links of half the rate take twice as long, and cost the others little: a tenth of all
-// links is missing, and a slow one brings as many pieces into its rack as any other.
+// links is missing, and a slow one brings as many pieces into its rack as any other. In
+// so small a site one run says little.
 func TestSlowLinks(t *testing.T) {
-	c := small(5)
-	c.Die, c.Late, c.Slow = 0, 0, 0.2
-	r := Run(c)
-	c.Slow = 0
-	if all := Run(c); r.TOverIdeal > 1.2*all.TOverIdeal || r.Slow < 1 || r.Slow > 1.3 {
-		t.Errorf("with slow ones: %+v, without: %+v", r, all)
+	const runs = 8
+	var with, without float64
+	for seed := range uint64(runs) {
+		c := small(seed)
+		c.Die, c.Late, c.Slow = 0, 0, 0.2
+		r := Run(c)
+		if r.Slow < 1 || r.Slow > 1.3 {
+			t.Errorf("seed %d: slow ones took %.3f of twice the ideal time", seed, r.Slow)
+		}
+		c.Slow = 0
+		with, without = with+r.TOverIdeal/runs, without+Run(c).TOverIdeal/runs
+	}
+	if with > 1.2*without {
+		t.Errorf("last %.3f with slow ones, %.3f without", with, without)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // A server gives a torrent file to a few at a time, until they come with it or are
-// given up, and names each host that has come to a few others.
+// given up, and names each host that has come to a few others, and again later.
 func TestGiver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 16)
@@ -47,6 +47,12 @@ func TestGiver(t *testing.T) {
 		for range rules.NamedTo - 1 {
 			asks()
 		}
+		time.Sleep(rules.GivingFor)
+		synctest.Wait()
+		if addr, took := asks(); addr != c.addr || took > 0 {
+			t.Errorf("who was named often, later: %v after %v, want %v at once", addr, took, c.addr)
+		}
+		server.detach(c)
 		for n := range rules.MaxGiving {
 			if addr, took := asks(); addr.IsValid() || took > 0 {
 				t.Errorf("server's %d: %v after %v: %d are awaited", n+1, addr, took, len(server.giving))
@@ -65,6 +71,16 @@ func TestGiver(t *testing.T) {
 		}
 		if _, took := asks(); took != rules.GivingFor {
 			t.Errorf("one more: after %v, want %v", took, rules.GivingFor)
+		}
+		synctest.Wait()
+		comes(5, "192.0.2.5", "192.0.2.5:6881") // it gives in place of the server
+		for range rules.NamedTo + rules.MaxGiving - 1 {
+			if _, took := asks(); took > 0 {
+				t.Errorf("after one came: after %v, want at once", took)
+			}
+		}
+		if _, took := asks(); took != rules.GivingFor {
+			t.Errorf("and one more: after %v, want %v", took, rules.GivingFor)
 		}
 		time.Sleep(2 * rules.GivingFor)
 		server.mu.Lock()

@@ -22,9 +22,9 @@ import (
 // server gives it to a few, and names these to the others: where a node listens for
 // peers, it serves its torrent files by HTTP.
 const (
-	getMethod = "GET "          // begins no greeting of BitTorrent
-	maxGet    = 4 << 10         // bytes of a request
-	maxNames  = 256             // of nodes, that are kept for who asks next
+	getMethod = "GET "  // begins no greeting of BitTorrent
+	maxGet    = 4 << 10 // bytes of a request
+	maxNames  = rules.MaxServed * rules.NamedTo
 	giverWait = 3 * time.Second // for one: then the server gives it itself
 )
 
@@ -64,18 +64,12 @@ func (t *Torrent) await() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if i := slices.Index(t.awaited, timer); i >= 0 {
+			t.awaited = slices.Delete(t.awaited, i, i+1)
 			t.peer.vain.Add(1)
-			t.given(i)
 		}
+		<-t.giving
 	})
 	t.awaited = append(t.awaited, timer)
-}
-
-// given lets the server give the file once more, below t.mu.
-func (t *Torrent) given(i int) {
-	t.awaited[i].Stop()
-	t.awaited = slices.Delete(t.awaited, i, i+1)
-	<-t.giving
 }
 
 // comes takes note of a node that has the file: it has joined. To others a host is
@@ -86,31 +80,47 @@ func (t *Torrent) comes(c *conn) {
 		return
 	}
 	t.peer.vain.Store(0)
+	var awaited *time.Timer
 	if len(t.awaited) > 0 {
-		t.given(0)
+		awaited, t.awaited = t.awaited[0], t.awaited[1:]
 	}
 	c.comes = true
 	for other := range t.conns {
 		if addr.IsLinkLocalUnicast() || other != c && other.comes && other.Host == c.Host {
 			c.named = rules.NamedTo
+			if awaited != nil && awaited.Stop() {
+				<-t.giving // the server gives the file once more in its place
+			}
 			return
 		}
 	}
 	for range rules.NamedTo {
-		select {
-		case t.names <- struct{}{}:
-		default:
-		}
+		t.mayName()
 	}
 }
 
-// name is a node that has come and has not been named often.
+// mayName lets somebody who asks have one more name.
+func (t *Torrent) mayName() {
+	select {
+	case t.names <- struct{}{}:
+	default:
+	}
+}
+
+// name is a node that has come and was not named often lately. Nodes for which the
+// server has no room as peers do not come, so who came is named again.
 func (t *Torrent) name() netip.AddrPort {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for c := range t.conns { // in any order
 		if c.comes && c.named < rules.NamedTo {
 			c.named++
+			time.AfterFunc(rules.GivingFor, func() {
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				c.named--
+				t.mayName()
+			})
 			return c.addr
 		}
 	}

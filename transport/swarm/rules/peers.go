@@ -20,5 +20,5 @@ func Redial(fails int) time.Duration {
 const (
 	MaxGiving = 4           // who get it from the server and have not come with it yet
 	GivingFor = time.Second // until these are not waited for
-	NamedTo   = 4           // others, to whom the server names each that came with it
+	NamedTo   = 8           // others, to whom the server names each that came with it, in GivingFor
 )
