@@ -232,12 +232,13 @@ func (s *sim) lookAround(n *node) {
 	if n.done || n.dead || n.server {
 		return
 	}
-	count := n.dialing
+	count, far := n.dialing, 0
 	for _, e := range n.ends {
 		count += btoi(!e.Server)
+		far += btoi(e.Far)
 	}
 	for _, c := range n.known {
-		if count >= rules.Wanted {
+		if rules.Enough(count, far) {
 			break
 		}
 		if c.dialing || s.now < c.next || connected(n, c.n) {

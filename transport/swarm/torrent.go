@@ -428,17 +428,18 @@ func (t *Torrent) candidates(now time.Time) []*candidate {
 	defer t.mu.Unlock()
 	met := map[[20]byte]bool{t.id: true}
 	at := map[netip.AddrPort]bool{}
-	count := 0
+	count, far := 0, 0
 	for c := range t.conns {
 		met[c.id], at[c.addr] = true, true
 		count += btoi(c.origin != transport.FromServer)
+		far += btoi(c.Far)
 	}
 	for _, c := range t.known {
 		count += btoi(c.dialing && !met[c.id])
 	}
 	var out []*candidate
 	for _, c := range t.known {
-		if count >= rules.Wanted || t.gone || t.failure != nil {
+		if rules.Enough(count, far) || t.gone || t.failure != nil {
 			break
 		}
 		if c.dialing || met[c.id] || at[c.addr] || now.Before(c.next) || t.peer.isBanned(c.addr.Addr()) {

@@ -17,6 +17,7 @@ const (
 	MaxGuests = 4  // connections of a node for which there is no place, until they say where they stand
 	FarBatch  = 4  // times as long other racks wait for news
 	minFar    = 4  // connections to other racks that those to mates leave room for
+	minMates  = 6  // of its own rack that a node looks for beyond Wanted
 
 	asleep    = 5 * time.Second // without a piece, while we got one: others bring in what it should
 	turnAfter = 5 * time.Second // with nothing else on its way: so does who has drawn the next lot
@@ -55,9 +56,17 @@ func (f *Feed) Stand(theirs, ours string) {
 	f.Far, f.Mate = known && theirs != ours, known && theirs == ours
 }
 
+// Enough says whether a node with so many connections, those to servers not counted,
+// looks for no more. Who has few mates to be fed by looks on, and they take the
+// places of far ones: what mates have is not asked of another rack.
+func Enough(count, far int) bool {
+	return count >= Wanted && (far <= minFar || count-far >= minMates || count >= MaxNode)
+}
+
 // Crowded is whose connection ends where there are more than places, when p of the
 // peers has just said where it stands: that of a far one for a mate, while there
-// are enough of these, that of a mate for a far one, or else its own.
+// are enough of these, then that of a mate that is asked for nothing, which has others;
+// that of a mate for a far one; or else its own.
 func Crowded[P Giver](p P, peers iter.Seq[P]) P {
 	far := 0
 	for other := range peers {
@@ -66,7 +75,8 @@ func Crowded[P Giver](p P, peers iter.Seq[P]) P {
 	leaves, comes := p, p.Gives()
 	for other := range peers {
 		f := other.Gives()
-		yields := comes.Mate && f.Far && far > minFar || comes.Far && f.Mate && far <= minFar
+		yields := comes.Mate && f.Far && far > minFar || comes.Far && f.Mate && far <= minFar ||
+			comes.Mate && f.Mate && far <= minFar && f.Open == 0 && other != p
 		if yields && (leaves == p || f.Open < leaves.Gives().Open) {
 			leaves = other
 		}

@@ -234,6 +234,7 @@ func TestCrowded(t *testing.T) {
 	}{
 		{mate(0), slices.Concat(mates, enough), 4},
 		{mate(0), slices.Concat(mates, few), -1},
+		{mate(0), slices.Concat(mates, []*known{mate(0)}, few), 2},
 		{far(0), slices.Concat(mates, few), -1},
 		{far(0), slices.Concat(mates, few[1:]), 1},
 		{&known{}, slices.Concat(mates, enough), -1},
@@ -244,6 +245,25 @@ func TestCrowded(t *testing.T) {
 		}
 		if got := Crowded(tt.comes, slices.Values(append(tt.others, tt.comes))); got != want {
 			t.Errorf("comes %+v beside %d: leaves %+v, want %+v", tt.comes, len(tt.others), got, want)
+		}
+	}
+}
+
+func TestEnough(t *testing.T) {
+	for _, tt := range []struct {
+		count, far int
+		want       bool
+	}{
+		{Wanted - 1, 0, false},
+		{Wanted, 0, true},
+		{Wanted, minFar, true},
+		{Wanted, Wanted - minMates, true},
+		{Wanted, Wanted - minMates + 1, false},
+		{MaxNode - 1, MaxNode - 1, false},
+		{MaxNode, MaxNode, true},
+	} {
+		if got := Enough(tt.count, tt.far); got != tt.want {
+			t.Errorf("Enough(%d, %d): %v, want %v", tt.count, tt.far, got, tt.want)
 		}
 	}
 }
