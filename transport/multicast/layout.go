@@ -17,8 +17,8 @@ import (
 // parity is enough; with more than 256, parity rounded up to a power of two, it is
 // one over a larger field that takes three times as long.
 const (
-	dataRows   = 192     // of a code, at the most
-	parityRows = 64      // of each
+	dataRows   = 128     // of a code, at the most
+	parityRows = 128     // of each
 	shardUnit  = 64      // the code's
 	maxShard   = 8960    // in an Ethernet packet of 9000 bytes
 	maxRows    = 1 << 16 // of a block, in a header
