@@ -405,7 +405,7 @@ func (r *reception) look(ctx context.Context) {
 			switch {
 			case r.col != nil:
 				soon = r.col.expected(now)
-				streams = soon != nil && !r.col.broken(now)
+				streams = r.col.trusted(now) && !r.col.broken(now)
 			case !r.Alone && now.Before(r.hope):
 				soon = everything(r.pieces)
 			}
