@@ -241,7 +241,7 @@ func (s *sim) lookAround(n *node) {
 		if rules.Enough(count, far) {
 			break
 		}
-		if c.dialing || s.now < c.next || connected(n, c.n) {
+		if c.dialing || count >= rules.Wanted && c.fails > 0 || s.now < c.next || connected(n, c.n) {
 			continue
 		}
 		c.dialing = true

@@ -80,6 +80,7 @@ func (t *Torrent) comes(c *conn) {
 		return
 	}
 	t.peer.vain.Store(0)
+	t.latest = time.Now()
 	var awaited *time.Timer
 	if len(t.awaited) > 0 {
 		awaited, t.awaited = t.awaited[0], t.awaited[1:]
@@ -108,7 +109,7 @@ func (t *Torrent) mayName() {
 }
 
 // name is a node that has come and was not named often lately. Nodes for which the
-// server has no room as peers do not come, so who came is named again.
+// server has no room as peers do not come, so who came is named again while any do.
 func (t *Torrent) name() netip.AddrPort {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -118,8 +119,10 @@ func (t *Torrent) name() netip.AddrPort {
 			time.AfterFunc(rules.GivingFor, func() {
 				t.mu.Lock()
 				defer t.mu.Unlock()
-				c.named--
-				t.mayName()
+				if time.Since(t.latest) < giverWait { // otherwise those who are named may not be reached
+					c.named--
+					t.mayName()
+				}
 			})
 			return c.addr
 		}

@@ -246,6 +246,31 @@ func TestRacks(t *testing.T) {
 	})
 }
 
+// Who cannot have enough mates stops looking for them.
+func TestSmallRacks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, end := newPlace(t, 128, 12, 3, true)
+		defer end()
+		for _, m := range p.nodes {
+			m.torrent.learn(p.known)
+		}
+		dials := func() (sum int) {
+			for _, m := range p.nodes {
+				m.host.mu.Lock()
+				sum += int(m.host.ports)
+				m.host.mu.Unlock()
+			}
+			return sum
+		}
+		time.Sleep(12 * time.Second)
+		before := dials()
+		time.Sleep(12 * time.Second)
+		if again := dials() - before; again > len(p.nodes)/3 {
+			t.Errorf("%d connections are tried after %d", again, before)
+		}
+	})
+}
+
 // A node that brings nothing in, since nothing reaches it any more, holds up nobody.
 func TestRacksWithADeadNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

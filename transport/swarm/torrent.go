@@ -57,6 +57,7 @@ type Torrent struct {
 	gone    bool
 	quiet   bool          // see Quiet
 	awaited []*time.Timer // of those in giving who have not come
+	latest  time.Time     // that somebody came
 	whole   map[int]bool  // pieces to be asked for whole: filling their holes was in vain
 }
 
@@ -442,7 +443,7 @@ func (t *Torrent) candidates(now time.Time) []*candidate {
 		if rules.Enough(count, far) || t.gone || t.failure != nil {
 			break
 		}
-		if c.dialing || met[c.id] || at[c.addr] || now.Before(c.next) || t.peer.isBanned(c.addr.Addr()) {
+		if c.dialing || count >= rules.Wanted && c.fails > 0 || met[c.id] || at[c.addr] || now.Before(c.next) || t.peer.isBanned(c.addr.Addr()) {
 			continue
 		}
 		c.dialing = true

@@ -18,6 +18,7 @@ const (
 	FarBatch  = 4  // times as long other racks wait for news
 	minFar    = 4  // connections to other racks that those to mates leave room for
 	minMates  = 6  // of its own rack that a node looks for beyond Wanted
+	minFree   = 2  // places that it leaves to those who look for it
 
 	asleep    = 5 * time.Second // without a piece, while we got one: others bring in what it should
 	turnAfter = 5 * time.Second // with nothing else on its way: so does who has drawn the next lot
@@ -57,10 +58,10 @@ func (f *Feed) Stand(theirs, ours string) {
 }
 
 // Enough says whether a node with so many connections, those to servers not counted,
-// looks for no more. Who has few mates to be fed by looks on, and they take the
-// places of far ones: what mates have is not asked of another rack.
+// looks for no more. Who has few mates to be fed by looks on, once with each that it knows,
+// and they take the places of far ones: what mates have is not asked of another rack.
 func Enough(count, far int) bool {
-	return count >= Wanted && (far <= minFar || count-far >= minMates || count >= MaxNode)
+	return count >= Wanted && (far <= minFar || count-far >= minMates || count >= MaxNode-minFree)
 }
 
 // Crowded is whose connection ends where there are more than places, when p of the

@@ -259,8 +259,8 @@ func TestEnough(t *testing.T) {
 		{Wanted, minFar, true},
 		{Wanted, Wanted - minMates, true},
 		{Wanted, Wanted - minMates + 1, false},
-		{MaxNode - 1, MaxNode - 1, false},
-		{MaxNode, MaxNode, true},
+		{MaxNode - minFree - 1, MaxNode - minFree - 1, false},
+		{MaxNode - minFree, MaxNode - minFree, true},
 	} {
 		if got := Enough(tt.count, tt.far); got != tt.want {
 			t.Errorf("Enough(%d, %d): %v, want %v", tt.count, tt.far, got, tt.want)
