@@ -149,7 +149,7 @@ type order struct {
 // bear small losses only.
 const (
 	marginAlone  = 2.5
-	marginHelped = -0.8
+	marginHelped = -0.6
 	marginLossy  = 1
 	manyHelp     = 16
 	lossy        = 0.1
