@@ -84,7 +84,7 @@ func TestHalfDies(t *testing.T) {
 // links is missing, and a slow one brings as many pieces into its rack as any other. In
 // so small a site one run says little.
 func TestSlowLinks(t *testing.T) {
-	const runs = 8
+	const runs = 3
 	var with, without float64
 	for seed := range uint64(runs) {
 		c := small(seed)
