@@ -44,9 +44,9 @@ var measured = []measuredRow{
 	{load{2, 40, 128}, 1.019, 1.017},
 	{load{4, 40, 128}, 1.025, 1.022},
 	{load{8, 40, 128}, 1.040, 1.030},
-	{load{16, 16, 128}, 1.077, 1.036}, // of two runs, 1.071 and 1.082
+	{load{16, 16, 128}, 1.060, 1.030},
 	{load{32, 6, 64}, 1.101, 1.028},
-	{load{50, 4, 56}, 1.125, 1.045}, // of three, 1.113, 1.124 and 1.138; the others are one each
+	{load{50, 4, 56}, 1.114, 1.047},
 }
 
 // onLinks is what bench swarm does, on paper.
