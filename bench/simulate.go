@@ -57,8 +57,8 @@ func onLinks(l load) sim.Scenario {
 // large is a site of 1 Gbit/s, the server's link as well, with an image of 2 GiB, in
 // the pieces that package transport would make of it, and one switch. Of its packets
 // many travel together, and four such parcels of a connection are under way: with
-// fewer, each stops and waits for what says that one has come. Machines have the queues
-// that Debian gives them.
+// fewer, each stops and waits for what says that one has come. Machines have fair
+// queues.
 func large(n int) sim.Scenario {
 	return sim.Scenario{Name: "switch", N: n, Bytes: 2 << 30, Piece: 512 << 10, Rate: 125e6, MTU: 1500, Packet: 128 << 10, Window: 512 << 10, Fair: true}
 }

@@ -131,32 +131,30 @@ func (l *layout) span(b, n int) (first, end int) {
 	return int(from / int64(l.shard)), int((to + int64(l.shard) - 1) / int64(l.shard))
 }
 
-// code is the code of so many data rows.
-func (l *layout) code(data int) (reedsolomon.Encoder, error) {
+// code is code k of block b, and of the block's rows those that it has.
+func (l *layout) code(b, k int, rows [][]byte) (c reedsolomon.Encoder, own [][]byte, err error) {
+	for row := range l.rowsOf(b, k) {
+		own = append(own, rows[row])
+	}
+	data := l.data(b, k)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c := l.made[data]; c != nil {
-		return c, nil
+	if c = l.made[data]; c == nil {
+		if c, err = reedsolomon.New(data, parityRows, reedsolomon.WithLeopardGF(true), reedsolomon.WithMaxGoroutines(1)); err == nil {
+			l.made[data] = c
+		}
 	}
-	c, err := reedsolomon.New(data, parityRows, reedsolomon.WithLeopardGF(true), reedsolomon.WithMaxGoroutines(1))
-	if err == nil {
-		l.made[data] = c
-	}
-	return c, err
+	return c, own, err
 }
 
 // encode fills the parity rows of a block whose data rows are there.
 func (l *layout) encode(b int, rows [][]byte) error {
 	for k := range l.codes(b) {
-		code, err := l.code(l.data(b, k))
+		code, own, err := l.code(b, k, rows)
+		if err == nil {
+			err = code.Encode(own)
+		}
 		if err != nil {
-			return err
-		}
-		var own [][]byte
-		for row := range l.rowsOf(b, k) {
-			own = append(own, rows[row])
-		}
-		if err := code.Encode(own); err != nil {
 			return err
 		}
 	}
@@ -166,13 +164,9 @@ func (l *layout) encode(b int, rows [][]byte) error {
 // restore fills the data rows of code k of a block that are empty, in place, from
 // others of the code, as many as it has of data.
 func (l *layout) restore(b, k int, rows [][]byte) error {
-	code, err := l.code(l.data(b, k))
+	code, own, err := l.code(b, k, rows)
 	if err != nil {
 		return err
-	}
-	var own [][]byte
-	for row := range l.rowsOf(b, k) {
-		own = append(own, rows[row])
 	}
 	return code.ReconstructData(own)
 }

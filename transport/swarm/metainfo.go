@@ -22,10 +22,10 @@ import (
 // server gives it to a few, and names these to the others: where a node listens for
 // peers, it serves its torrent files by HTTP.
 const (
-	getMethod = "GET "  // begins no greeting of BitTorrent
-	maxGet    = 4 << 10 // bytes of a request
-	maxNames  = rules.MaxServed * rules.NamedTo
-	giverWait = 3 * time.Second // for one: then the server gives it itself
+	getMethod = "GET "                          // begins no greeting of BitTorrent
+	maxGet    = 4 << 10                         // bytes of a request
+	maxNames  = rules.MaxServed * rules.NamedTo // of nodes, that are kept for who asks next
+	giverWait = 3 * time.Second                 // for one: then the server gives it itself
 )
 
 // Giver waits for a node that has the torrent file of t and can pass it on. The zero

@@ -81,8 +81,8 @@ func (f *Feed) Stalls(now time.Time) bool {
 // What a server offers is taken whatever else is asked. Of another rack's nodes few
 // are asked, but before others: what they have is on nobody's way here. ask asks for one more
 // piece, counts it in Open, and says whether the peer had one for us; lot is a
-// number below n; most is of nodes that are asked at a time. Fill is false when more nodes could be asked and none has
-// anything.
+// number below n; most is of nodes that are asked at a time. Fill is false when more
+// nodes could be asked and none has anything.
 func Fill[P Giver](peers iter.Seq[P], most, ahead int, now time.Time, lot func(n int) int, ask func(P) bool) bool {
 	mates := 0
 	for p := range peers {
