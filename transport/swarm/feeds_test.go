@@ -157,9 +157,9 @@ func TestFeedsBesideAStream(t *testing.T) {
 		node := s.node(s.rate)
 		asked := func(streams bool) (pieces int) {
 			node.pieces.Expect(nil, streams)
-			time.Sleep(2 * rules.Measured) // what manageLoop needs
 			node.torrent.mu.Lock()
 			defer node.torrent.mu.Unlock()
+			node.torrent.fill(time.Now())
 			for c := range node.torrent.conns {
 				pieces += len(c.open)
 			}

@@ -47,8 +47,15 @@ func TestGiver(t *testing.T) {
 		for range rules.NamedTo - 1 {
 			asks()
 		}
-		time.Sleep(rules.GivingFor)
-		synctest.Wait()
+		begin := time.Now()
+		select {
+		case <-server.names: // it may be named again
+		case <-time.After(2 * giverWait):
+		}
+		if took := time.Since(begin); took != rules.GivingFor {
+			t.Errorf("who was named often is named again after %v, want %v", took, rules.GivingFor)
+		}
+		synctest.Wait() // as many times
 		if addr, took := asks(); addr != c.addr || took > 0 {
 			t.Errorf("who was named often, later: %v after %v, want %v at once", addr, took, c.addr)
 		}
@@ -83,6 +90,16 @@ func TestGiver(t *testing.T) {
 			t.Errorf("and one more: after %v, want %v", took, rules.GivingFor)
 		}
 		time.Sleep(2 * rules.GivingFor)
+		// Perhaps nobody reaches who is named: it is not for ever.
+		for len(server.names) > 0 {
+			<-server.names
+			server.name()
+		}
+		select {
+		case <-server.names:
+			t.Error("a node is named again though none has come to whom it was named")
+		case <-time.After(2 * giverWait):
+		}
 		server.mu.Lock()
 		defer server.mu.Unlock()
 		if len(server.giving) != 0 || len(server.awaited) != 0 {

@@ -248,8 +248,9 @@ func TestRacks(t *testing.T) {
 
 // Who cannot have enough mates stops looking for them.
 func TestSmallRacks(t *testing.T) {
+	const all = 128 // pieces
 	synctest.Test(t, func(t *testing.T) {
-		p, end := newPlace(t, 128, 12, 3, true)
+		p, end := newPlace(t, all, 12, 3, true)
 		defer end()
 		for _, m := range p.nodes {
 			m.torrent.learn(p.known)
@@ -262,9 +263,19 @@ func TestSmallRacks(t *testing.T) {
 			}
 			return sum
 		}
-		time.Sleep(12 * time.Second)
+		have := func(count int) { // waits until all nodes do
+			for _, m := range p.nodes {
+				pieces := 0
+				for range m.pieces.Completed(t.Context()) {
+					if pieces++; pieces == count {
+						break
+					}
+				}
+			}
+		}
+		have(all / 3)
 		before := dials()
-		time.Sleep(12 * time.Second)
+		have(all)
 		if again := dials() - before; again > len(p.nodes)/3 {
 			t.Errorf("%d connections are tried after %d", again, before)
 		}
