@@ -39,7 +39,7 @@ func (c *multicastConfig) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.iface, "multicast-interface", "", "network interface to send on (default --interface)")
 	f.IntVar(&c.minClients, "multicast-min-clients", 2, "nodes that want a layer before it is sent")
 	f.DurationVar(&c.wait, "multicast-wait", 10*time.Second, "after which it is sent to fewer")
-	f.IntVar(&c.parity, "multicast-parity", 1, "percent that is sent beyond the data while nobody says that anything is lost")
+	f.IntVar(&c.parity, "multicast-parity", 1, "percent that is sent beyond the data where no node says what it loses")
 	f.StringSliceVar(&c.always, "multicast-always", nil, "images that are sent all the time, for networks without a way back")
 }
 

@@ -32,7 +32,7 @@ type Carousel struct {
 	Port   uint16
 	Out    multicast.Outlet
 	Rate   int64   // bytes a second on the wire, of all layers together
-	Parity float64 // beyond the data, where nobody says that anything is lost
+	Parity float64 // beyond the data, where no node says what it loses
 
 	MinClients int           // want a layer: it is sent
 	Wait       time.Duration // after the first of fewer: it is sent

@@ -162,10 +162,10 @@ const atFirst = 0.1
 
 // parity is what to send beyond what is lacked, as a share of it, so that most
 // nodes have enough when they lose as much as they lately did. Who loses
-// more is not waited for. last is what is sent last.
-func parity(clients []client, least float64, rows int, last bool) float64 {
+// more is not waited for. last is what is sent last. Where no node is heard it is unheard.
+func parity(clients []client, unheard float64, rows int, last bool) float64 {
 	if len(clients) == 0 {
-		return least
+		return unheard
 	}
 	var lost []float64
 	helped, part := 0, 0.75
@@ -179,7 +179,7 @@ func parity(clients []client, least float64, rows int, last bool) float64 {
 		}
 	}
 	if len(lost) == 0 {
-		return max(least, atFirst)
+		return max(unheard, atFirst)
 	}
 	if 2*helped > len(lost) {
 		part = 0.5
@@ -194,7 +194,7 @@ func parity(clients []client, least float64, rows int, last bool) float64 {
 	case 2*helped > len(lost):
 		margin = marginLossy
 	}
-	return max(least, q/(1-q)+margin*math.Sqrt(q/float64(rows)))
+	return max(0, q/(1-q)+margin*math.Sqrt(q/float64(rows)))
 }
 
 // count is how many rows of a block with so many of data that is.

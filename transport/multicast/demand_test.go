@@ -76,14 +76,14 @@ func TestParity(t *testing.T) {
 	}{
 		{"nobody", nil, 0.01, 0.01, false},
 		{"one that cannot say", []client{{}}, 0.1, 0.1, false},
-		{"no losses", lose(0, 0, 0), 0.01, 0.01, false},
+		{"no losses", lose(0, 0, 0), 0, 0, false},
 		{"5 %", lose(0.05, 0.05, 0.05, 0.05), 0.06, 0.08, false},
 		{"30 %", lose(0.3, 0.3), 0.45, 0.55, false},
 		{"5 %, few others help", helped(0.05, 0.05, 0.05, 0.05), 0.06, 0.07, false},
 		{"5 %, many others help", helped(slices.Repeat([]float64{0.05}, manyHelp)...), 0.04, 0.05, false},
 		{"5 %, many others help, at the end", helped(slices.Repeat([]float64{0.05}, manyHelp)...), 0.06, 0.08, true},
 		{"30 %, others help", helped(0.3, 0.3), 0.44, 0.46, false},
-		{"a slow one", lose(0, 0, 0, 0, 0, 0, 0.8), 0.01, 0.01, false},
+		{"a slow one", lose(0, 0, 0, 0, 0, 0, 0.8), 0, 0, false},
 		{"none can be waited for", lose(0.95, 0.95), 1, 1.1, false},
 	} {
 		if got := parity(tt.clients, 0.01, 512, tt.last); got < tt.min || got > tt.max {

@@ -30,7 +30,7 @@ type Sender struct {
 	To     netip.AddrPort
 	Rate   int64              // bytes a second on the wire, at the most
 	Shared *transport.Limiter // beside Rate, of several Senders; may be nil
-	Parity float64            // sent beyond the data where nobody says that anything is lost
+	Parity float64            // sent beyond the data where no node says what it loses
 	Demand *Demand
 	Always bool // all of it, again and again, whatever is known of who wants it
 	Log    *slog.Logger
