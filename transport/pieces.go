@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io"
@@ -94,7 +93,7 @@ func (p *Pieces) Put(n int, b []byte, from Origin) error {
 	if p.Has(n) {
 		return nil
 	}
-	if sha1.Sum(b) != p.info.Hashes[n] {
+	if !p.info.right(n, b) {
 		return fmt.Errorf("piece %d: %w", n, ErrBadPiece)
 	}
 	p.mu.Lock()

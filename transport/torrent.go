@@ -38,6 +38,23 @@ type Info struct {
 	Hashes      [][20]byte  // SHA-1 of each piece
 	Trackers    []string    // announce URLs, often none: trackers are told at run time
 	File        []byte      // the torrent file itself
+	whole       bool        // Layer is what the one piece has to have
+}
+
+// InfoOf is what is known of a file that has no torrent: it is one piece, which is
+// right when it has the digest.
+func InfoOf(file wire.Digest, size int64) Info {
+	i := Info{Name: file.Hex(), Layer: file, Length: size, PieceLength: size, Hashes: make([][20]byte, 1), whole: true}
+	i.InfoHash = sha1.Sum([]byte(file))
+	return i
+}
+
+// right says whether b is piece n.
+func (i Info) right(n int, b []byte) bool {
+	if i.whole {
+		return i.Layer.Verify(b) == nil
+	}
+	return sha1.Sum(b) == i.Hashes[n]
 }
 
 // PieceSize is the length of piece n in bytes.

@@ -178,6 +178,18 @@ func DecodeWant(b []byte) (Want, error) {
 	return w, nil
 }
 
+// DecodeSending decodes and checks what a server says of what it sends.
+func DecodeSending(b []byte) (Sending, error) {
+	var s Sending
+	if err := bounded(b, MaxSending, &s); err != nil {
+		return Sending{}, fmt.Errorf("sending: %w", err)
+	}
+	if s.Size < 1 {
+		return Sending{}, fmt.Errorf("sending: size: %d, want 1 or more", s.Size)
+	}
+	return s, nil
+}
+
 func (w Want) check() error {
 	if !isHex(w.Client, 16) {
 		return fmt.Errorf("client: %.80q is not 16 hex digits", w.Client)

@@ -26,7 +26,7 @@ const (
 	PathAnnounce  = "/announce"   // BEP 3 HTTP tracker
 	PathScrape    = "/scrape"     // BEP 48
 	PathTrees     = "/trees/"     // + digest of a manifest: POST, answers Tree
-	PathMulticast = "/multicast"  // POST Want, answers 202 when it is sent or is about to be, 204 when it is not yet
+	PathMulticast = "/multicast"  // POST Want, answers 202 and Sending, or 204 when it is not sent yet
 )
 
 // FromNodes is the query of who takes a torrent file from other nodes, too.
@@ -38,6 +38,8 @@ const (
 	MaxScript = 1 << 20
 	MaxEvents = 1 << 20
 	MaxWant   = 128 << 10
+
+	MaxSending = 1 << 10
 )
 
 // A Hello is the first thing an agent says: what machine this is.
@@ -159,7 +161,8 @@ type Multicast struct {
 	Rate   int64  `json:"rate,omitempty"` // bytes a second that this node is for; 0: as all others
 }
 
-// A Want is what a node says again and again while it wants a layer by multicast.
+// A Want is what a node says again and again while it wants a layer, or the torrent
+// file of one, by multicast.
 type Want struct {
 	Client string  `json:"client"` // random, 16 hex digits
 	Layer  Digest  `json:"layer"`
@@ -168,6 +171,11 @@ type Want struct {
 	Lacks  []byte  `json:"lacks,omitempty"`  // 255ths of each block; none: everything
 	Helped bool    `json:"helped,omitempty"` // others fill its holes
 	Done   bool    `json:"done,omitempty"`   // wants it no more
+}
+
+// Sending says that what a node wants is sent, or is about to be.
+type Sending struct {
+	Size int64 `json:"size"` // of the layer or file in bytes, at least 1
 }
 
 // An Ending is what happens to the machine after the last step.

@@ -251,6 +251,7 @@ func FuzzOpen(f *testing.F) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(testHello()))
 	f.Add([]byte(`[{"seq":1}]`))
+	f.Add([]byte(`{"size":1}`))
 	f.Add([]byte(`{"do":"wait"}`))
 	f.Add([]byte(`{"client":"00112233445566ff","layer":"` + string(DigestOf(nil)) + `","lost":0.5,"lacks":"AP8="}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -259,6 +260,7 @@ func FuzzDecode(f *testing.F) {
 		DecodeWelcome(b)
 		DecodeTree(b)
 		DecodeWant(b)
+		DecodeSending(b)
 	})
 }
 
@@ -277,6 +279,22 @@ func TestDecodeWant(t *testing.T) {
 		_, err := DecodeWant([]byte(text))
 		if (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%.120s: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestDecodeSending(t *testing.T) {
+	for text, want := range map[string]string{
+		`{"size":36012}`: "",
+		`{"size":0}`:     "sending: size: 0, want 1 or more",
+		`{"size":-1}`:    "sending: size: -1, want 1 or more",
+		`{"sizes":1}`:    `sending: unknown field "sizes"`,
+		``:               "sending: EOF",
+		strings.Repeat(" ", MaxSending) + `{"size":1}`: "sending: 1034 bytes, at most 1024 are read",
+	} {
+		_, err := DecodeSending([]byte(text))
+		if got := fmt.Sprint(err); got != want && (err != nil || want != "") {
+			t.Errorf("%.20s: %v, want %q", text, err, want)
 		}
 	}
 }

@@ -47,14 +47,18 @@ type Machine interface {
 // Room is what a filesystem holds. No Inodes means any number.
 type Room struct{ Bytes, Inodes int64 }
 
-// ErrNode is when a node has not given what the server says it has.
-var ErrNode = errors.New("from the node that was named")
+// ErrElsewhere is when something else than the server has not given what the server
+// says it does: a node, or a group.
+var ErrElsewhere = errors.New("not from the server itself")
 
 // A Network is where the image comes from. Nothing it gives is believed.
 type Network interface {
-	// Get fetches a file of the server, at most limit bytes. The error is ErrNode when
+	// Get fetches a file of the server, at most limit bytes. The error is ErrElsewhere when
 	// the server named a node for it and that did not give it.
 	Get(ctx context.Context, path string, limit int64) ([]byte, error)
+	// Hear fetches a file that the server sends to all who want it now. The error is
+	// ErrElsewhere when the server says so and nothing comes.
+	Hear(ctx context.Context, file wire.Digest, limit int64) ([]byte, error)
 	// Join gives the ways to fill in pieces, and the swarm, or nil when there
 	// is none. With rsync alone they are for the index. The source gives up
 	// after patience without a new byte; 0 is its default.
@@ -117,7 +121,7 @@ type run struct {
 	layers []*layer // each once
 	view   *image.View
 	meter  meter
-	alone  bool // no torrent files from other nodes
+	failed []string // ways in which torrent files do not come
 
 	turns
 	fetching sync.WaitGroup
@@ -319,12 +323,9 @@ func (r *run) image(ctx context.Context) error {
 }
 
 func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) {
-	torrent := r.fromNodes(ctx, l.Torrent)
-	if torrent == nil {
-		var err error
-		if torrent, err = r.get(ctx, wire.PathTorrents, l.Torrent, transport.MaxTorrent); err != nil {
-			return transport.Info{}, fmt.Errorf("torrent: %w", err)
-		}
+	torrent, err := r.file(ctx, l.Torrent)
+	if err != nil {
+		return transport.Info{}, fmt.Errorf("torrent: %w", err)
 	}
 	info, err := transport.ParseTorrent(torrent)
 	if err != nil {
@@ -337,22 +338,40 @@ func (r *run) torrent(ctx context.Context, l oci.Layer) (transport.Info, error) 
 	return info, nil
 }
 
-// fromNodes fetches a torrent file from whom the server says. It is nil for who takes
-// no part in swarms, and once that did not work: the server gives it, too.
-func (r *run) fromNodes(ctx context.Context, torrent wire.Digest) []byte {
-	if r.alone || torrent.Check() != nil || !slices.Contains(r.Script.Transports, "bittorrent") {
-		return nil
+// file fetches a torrent file in the ways in which the layer's pieces come, in their
+// order: from a group, and from whom the server names. What went wrong once is not tried
+// again: the server gives it, too.
+func (r *run) file(ctx context.Context, torrent wire.Digest) ([]byte, error) {
+	if err := torrent.Check(); err != nil {
+		return nil, err
 	}
-	b, err := r.Network.Get(ctx, wire.PathTorrents+string(torrent)+"?"+wire.FromNodes, transport.MaxTorrent)
-	if err == nil {
-		if err = torrent.Verify(b); err == nil {
-			return b
+	ways := map[string]func() ([]byte, error){
+		"multicast": func() ([]byte, error) { return r.Network.Hear(ctx, torrent, transport.MaxTorrent) },
+		"bittorrent": func() ([]byte, error) {
+			return r.Network.Get(ctx, wire.PathTorrents+string(torrent)+"?"+wire.FromNodes, transport.MaxTorrent)
+		},
+	}
+	for _, name := range r.Script.Transports {
+		way := ways[name]
+		if way == nil {
+			break
 		}
-		err = fmt.Errorf("%w: %w", ErrNode, err)
+		if slices.Contains(r.failed, name) {
+			continue
+		}
+		b, err := way()
+		if err == nil {
+			if err = torrent.Verify(b); err == nil {
+				return b, nil
+			}
+			err = fmt.Errorf("%w: %w", ErrElsewhere, err)
+		}
+		if errors.Is(err, ErrElsewhere) {
+			r.failed = append(r.failed, name)
+		}
+		r.Log.Info("the torrent file comes in another way", "not", name, "err", err)
 	}
-	r.alone = errors.Is(err, ErrNode)
-	r.Log.Info("the torrent file comes from the server", "err", err)
-	return nil
+	return r.get(ctx, wire.PathTorrents, torrent, transport.MaxTorrent)
 }
 
 // get fetches what a digest names, and nothing else. A server that is just

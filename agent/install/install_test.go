@@ -202,38 +202,51 @@ func dry(err error) func(wire.Digest, int) error {
 	}
 }
 
-// What other nodes give for a torrent file may be anything: the server has it, too,
-// and is asked alone from then on.
-func TestTorrentFromNodes(t *testing.T) {
+// What other nodes give for a torrent file, or a group, may be anything: the server has it,
+// too, and is asked without them from then on.
+func TestTorrentFromElsewhere(t *testing.T) {
 	images, versions := installtest.Stack(t, t.TempDir())
 	version := versions[len(versions)-1]
-	nodes, server := wire.FromNodes, ""
+	const group, nodes, server = "group", "nodes", "server"
+	right := func(b []byte) ([]byte, error) { return b, nil }
+	wrong := func(b []byte) ([]byte, error) { return installtest.Flip(b), nil }
+	none := func([]byte) ([]byte, error) { return nil, fmt.Errorf("%w: nothing comes", install.ErrElsewhere) }
+	refused := func([]byte) ([]byte, error) { return nil, errors.New("connection refused") }
 	for _, tt := range []struct {
 		name       string
 		transports []string
 		alter      func([]byte) ([]byte, error)
 		want       []string // that is asked for the first files
 	}{
-		{"right", []string{"bittorrent"}, func(b []byte) ([]byte, error) { return b, nil }, []string{nodes, nodes}},
-		{"wrong", []string{"bittorrent"}, func(b []byte) ([]byte, error) { return installtest.Flip(b), nil }, []string{nodes, server, server}},
-		{"none", []string{"http", "bittorrent"}, func([]byte) ([]byte, error) { return nil, fmt.Errorf("%w: connection refused", install.ErrNode) }, []string{nodes, server, server}},
-		{"no server", []string{"bittorrent"}, func([]byte) ([]byte, error) { return nil, errors.New("connection refused") }, []string{nodes, server, nodes, server}},
-		{"no swarm", []string{"http"}, nil, []string{server, server}},
+		{"right", []string{"bittorrent"}, right, []string{nodes, nodes}},
+		{"wrong", []string{"bittorrent"}, wrong, []string{nodes, server, server}},
+		{"none", []string{"bittorrent", "http"}, none, []string{nodes, server, server}},
+		{"no server", []string{"bittorrent"}, refused, []string{nodes, server, nodes, server}},
+		{"no swarm", []string{"http", "bittorrent", "multicast"}, nil, []string{server, server}},
+		{"right by multicast", []string{"multicast", "bittorrent"}, right, []string{group, group}},
+		{"wrong everywhere", []string{"multicast", "bittorrent"}, wrong, []string{group, nodes, server, server}},
+		{"not sent", []string{"multicast", "http"}, refused, []string{group, server, group, server}},
+		{"nothing comes by multicast", []string{"multicast", "http"}, none, []string{group, server, server}},
+		{"a group that comes later", []string{"bittorrent", "multicast"}, none, []string{nodes, group, server, server}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, images, version)
-				w.in.Script.Transports = tt.transports
+				w.in.Script.Transports, w.network.Sends = tt.transports, true
 				var asked []string
 				w.network.Alter = func(path string, b []byte) ([]byte, error) {
-					if !strings.HasPrefix(path, wire.PathTorrents) {
+					switch {
+					case strings.HasPrefix(path, "/group/"):
+						asked = append(asked, group)
+					case strings.HasSuffix(path, wire.FromNodes):
+						asked = append(asked, nodes)
+					case strings.HasPrefix(path, wire.PathTorrents):
+						asked = append(asked, server)
+						return b, nil
+					default:
 						return b, nil
 					}
-					_, query, _ := strings.Cut(path, "?")
-					if asked = append(asked, query); query == nodes {
-						return tt.alter(b)
-					}
-					return b, nil
+					return tt.alter(b)
 				}
 				if _, err := w.in.Run(t.Context()); err != nil {
 					t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -47,6 +48,23 @@ func (s *Site) Get(ctx context.Context, path string, limit int64) ([]byte, error
 	return s.do(ctx, http.MethodGet, path, limit)
 }
 
+// Hear fetches a file that the server sends to a group.
+func (s *Site) Hear(ctx context.Context, file wire.Digest, limit int64) ([]byte, error) {
+	if s.Groups == nil {
+		return nil, multicast.ErrNotSent
+	}
+	b, err := s.group(true).File(ctx, file, limit)
+	if err != nil && !errors.Is(err, multicast.ErrNotSent) {
+		err = fmt.Errorf("%w: %w", ErrElsewhere, err)
+	}
+	return b, err
+}
+
+// group is what the server sends; alone is whether nobody else fills holes.
+func (s *Site) group(alone bool) *multicast.Source {
+	return &multicast.Source{Config: *s.Groups, Wants: s.url(wire.PathMulticast), Client: s.Client, Via: s.via(), Alone: alone}
+}
+
 // namedFor is how long a node has for a file that the server says it has.
 const namedFor = 3 * time.Second
 
@@ -82,7 +100,7 @@ func (s *Site) do(ctx context.Context, method, path string, limit int64) (b []by
 		}
 		named.Stop()
 		if err != nil {
-			err = fmt.Errorf("%w: %w", ErrNode, err)
+			err = fmt.Errorf("%w: %w", ErrElsewhere, err)
 		}
 	}()
 	resp, err := client.Do(req)
@@ -130,10 +148,7 @@ func (s *Site) Join(p *transport.Pieces, transports []string, patience time.Dura
 		case name == "multicast" && s.Groups != nil:
 			policy.Steps = append(policy.Steps, transport.Step{
 				Name: name, From: []transport.Origin{transport.FromMulticast},
-				Source: &multicast.Source{
-					Config: *s.Groups, Wants: s.url(wire.PathMulticast), Client: s.Client, Via: s.via(),
-					Alone: s.Peer == nil || !slices.Contains(transports, "bittorrent"),
-				},
+				Source: s.group(s.Peer == nil || !slices.Contains(transports, "bittorrent")),
 			})
 		case name == "bittorrent" && s.Peer != nil:
 			options := swarm.Options{Trackers: []string{s.url(wire.PathAnnounce)}}

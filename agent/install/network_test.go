@@ -41,7 +41,7 @@ func TestNamedNode(t *testing.T) {
 		switch {
 		case tt.wrong == "" && (err != nil || string(b) != tt.path):
 			t.Errorf("%s: %q, %v", tt.to, b, err)
-		case tt.wrong != "" && (!errors.Is(err, install.ErrNode) || !strings.Contains(err.Error(), tt.wrong)):
+		case tt.wrong != "" && (!errors.Is(err, install.ErrElsewhere) || !strings.Contains(err.Error(), tt.wrong)):
 			t.Errorf("%s: %q, %v; want an error with %q", tt.to, b, err, tt.wrong)
 		}
 	}
@@ -69,7 +69,7 @@ func TestNamedNodeIsGone(t *testing.T) {
 		}}}
 		begin := time.Now()
 		_, err := (&install.Site{Base: "http://server", Client: client}).Get(t.Context(), "/torrents/a", 100)
-		if took := time.Since(begin); !errors.Is(err, install.ErrNode) || took != 3*time.Second || !strings.Contains(err.Error(), "nothing in 3s") {
+		if took := time.Since(begin); !errors.Is(err, install.ErrElsewhere) || took != 3*time.Second || !strings.Contains(err.Error(), "nothing in 3s") {
 			t.Errorf("%v after %s, want an error after 3s", err, took)
 		}
 	})

@@ -109,8 +109,8 @@ func (c multicastConfig) carousel(ctx context.Context, outlet multicast.Outlet, 
 		Group: c.group, Port: c.port, Out: outlet, Rate: rate, Parity: float64(c.parity) / 100,
 		MinClients: c.minClients, Wait: c.wait, Quiet: seeder.Quiet, Log: log,
 		Layers: func(d wire.Digest) (carousel.Layer, bool) {
-			info, index, bytes, ok := seeder.Layer(d)
-			return carousel.Layer{Info: info, Bytes: bytes, First: index}, ok
+			info, index, content, ok := seeder.Layer(d)
+			return carousel.Layer{Info: info, Bytes: content, First: index}, ok
 		},
 	}
 	for _, name := range c.always {

@@ -18,7 +18,7 @@ import (
 	"rookery/wire"
 )
 
-// A Layer is what can be sent.
+// A Layer is what can be sent, which may be the torrent file of one.
 type Layer struct {
 	Info  transport.Info
 	Bytes io.ReaderAt
@@ -55,6 +55,7 @@ type job struct {
 // A sending is the life of a job, from the first word of a node.
 type sending struct {
 	demand  multicast.Demand
+	settle  time.Duration
 	first   time.Time   // somebody wanted it
 	came    []time.Time // nodes, lately
 	tried   time.Time   // it was started last
@@ -77,35 +78,49 @@ func repairs(nodes, served int, runs time.Duration) bool {
 // maxJobs bounds what strangers can start.
 const maxJobs = 64
 
-// settle is in what time as many as a tenth of the nodes have to come for more to be
-// waited for. Who comes later has the next pass.
-const settle = 500 * time.Millisecond
+// maxSettle is in what time as many as a tenth of the nodes have to come for more to be
+// waited for, at the most. Who comes later has the next pass, for which nobody who comes
+// together has to wait longer than for the others: of what is sent in less time, more are
+// waited for as long as sending it takes.
+const maxSettle = 500 * time.Millisecond
 
-// Hear takes note of what a node says, and says whether the layer is sent or is
-// about to be. The error is about a layer that is not known here.
-func (c *Carousel) Hear(w wire.Want) (sent bool, err error) {
+func (c *Carousel) settle(size int64, rate int64) time.Duration {
+	return min(maxSettle, time.Duration(float64(size)/float64(c.rate(rate))*float64(time.Second)))
+}
+
+// rate is what is sent at for a script's rate.
+func (c *Carousel) rate(script int64) int64 {
+	if script > 0 {
+		return min(c.Rate, script)
+	}
+	return c.Rate
+}
+
+// Hear takes note of what a node says, and returns the size of what it wants when that
+// is sent or is about to be, and else 0. The error is about what is not known here.
+func (c *Carousel) Hear(w wire.Want) (size int64, err error) {
 	layer, ok := c.Layers(w.Layer)
 	if !ok {
-		return false, fmt.Errorf("%s: no such layer", w.Layer)
+		return 0, fmt.Errorf("%s: no such layer", w.Layer)
 	}
 	if blocks, pieces := len(w.Lacks), len(layer.Info.Hashes); blocks > pieces { // it is kept
-		return false, fmt.Errorf("%s: lacks: %d blocks, the layer has %d pieces", w.Layer, blocks, pieces)
+		return 0, fmt.Errorf("%s: lacks: %d blocks, the layer has %d pieces", w.Layer, blocks, pieces)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, err := c.job(job{w.Layer, w.Rate})
 	if err != nil {
-		return false, err
+		return 0, err
 	}
+	s.settle = c.settle(layer.Info.Length, w.Rate)
 	now := time.Now()
 	if s.demand.Hear(w, now) {
 		s.came = append(s.came, now)
 	}
-	if s.running {
-		return true, nil
+	if clients, _ := s.demand.Clients(now); s.running || clients >= c.MinClients {
+		return layer.Info.Length, nil
 	}
-	clients, _ := s.demand.Clients(now)
-	return clients >= c.MinClients, nil
+	return 0, nil
 }
 
 // job finds or makes what is known of a job. Called by who holds mu.
@@ -193,7 +208,7 @@ func (c *Carousel) Run(ctx context.Context) error {
 			now := time.Now()
 			c.mu.Lock()
 			clients, served := s.demand.Clients(now)
-			s.came = slices.DeleteFunc(s.came, func(at time.Time) bool { return now.Sub(at) >= settle })
+			s.came = slices.DeleteFunc(s.came, func(at time.Time) bool { return now.Sub(at) >= s.settle })
 			seen := state{
 				clients: clients, since: now.Sub(s.first), lately: len(s.came),
 				running: s.running, always: always[j],
@@ -259,13 +274,9 @@ func (c *Carousel) send(ctx context.Context, j job, s *sending, shared *transpor
 	if err != nil {
 		return err
 	}
-	rate := c.Rate
-	if j.rate > 0 {
-		rate = min(rate, j.rate)
-	}
 	sender := &multicast.Sender{
 		Info: layer.Info, Layer: layer.Bytes, First: layer.First, Out: c.Out, To: netip.AddrPortFrom(group, c.Port),
-		Rate: rate, Shared: shared, Parity: c.Parity, Demand: &s.demand, Always: always,
+		Rate: c.rate(j.rate), Shared: shared, Parity: c.Parity, Demand: &s.demand, Always: always,
 		Log: c.Log.With("layer", short(j.layer)),
 	}
 	return sender.Run(ctx)

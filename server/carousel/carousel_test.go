@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"rookery/transport"
 	"rookery/wire"
 )
 
@@ -64,24 +65,24 @@ func TestRepairs(t *testing.T) {
 
 func TestHear(t *testing.T) {
 	layer := wire.DigestOf(nil)
-	c := &Carousel{MinClients: 2, Wait: time.Hour, Log: slog.New(slog.DiscardHandler),
-		Layers: func(d wire.Digest) (Layer, bool) { return Layer{}, d == layer }}
+	c := &Carousel{MinClients: 2, Wait: time.Hour, Rate: 10, Log: slog.New(slog.DiscardHandler),
+		Layers: func(d wire.Digest) (Layer, bool) { return Layer{Info: transport.Info{Length: 5}}, d == layer }}
 	for _, tt := range []struct {
 		want wire.Want
-		sent bool
+		size int64
 		err  string
 	}{
 		{want: wire.Want{Client: "a", Layer: layer}},
 		{want: wire.Want{Client: "a", Layer: layer}},
-		{want: wire.Want{Client: "b", Layer: layer}, sent: true},
+		{want: wire.Want{Client: "b", Layer: layer}, size: 5},
 		{want: wire.Want{Client: "c", Layer: layer, Rate: 1 << 20}}, // of another group
 		{want: wire.Want{Client: "a", Layer: layer, Done: true}},
 		{want: wire.Want{Client: "d", Layer: wire.DigestOf([]byte("x"))}, err: "no such layer"},
 		{want: wire.Want{Client: "d", Layer: layer, Lacks: []byte{255}}, err: "lacks: 1 blocks, the layer has 0 pieces"},
 	} {
-		sent, err := c.Hear(tt.want)
-		if sent != tt.sent || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%+v: %v, %v, want %v, %q", tt.want, sent, err, tt.sent, tt.err)
+		size, err := c.Hear(tt.want)
+		if size != tt.size || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%+v: %d, %v, want %d, %q", tt.want, size, err, tt.size, tt.err)
 		}
 	}
 	for rate := int64(2 << 20); ; rate++ { // strangers start only so many
@@ -112,7 +113,7 @@ func TestRun(t *testing.T) {
 		if _, err := c.Hear(wire.Want{Client: "a", Layer: layer}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(settle + 2*retryAfter)
+		time.Sleep(maxSettle + 2*retryAfter)
 		synctest.Wait()
 		if n := asked.Load(); n < 3 {
 			t.Errorf("tried %d times, want 2 at least", n-1)

@@ -31,7 +31,7 @@ type Server struct {
 	Trees   func(context.Context, wire.Digest) (wire.Tree, error)   // of a manifest's image, by rsync
 	Boot    fs.FS                                                   // has netboot.FileKernel, netboot.FileInitramfs
 	Tracker http.Handler                                            // of announce and scrape
-	Want    func(wire.Want) (sent bool, err error)                  // takes what nodes say of multicast; nil: there is none
+	Want    func(wire.Want) (size int64, err error)                 // takes what nodes say of multicast; 0: it is not sent yet; nil: there is none
 	Site    netboot.Site
 	Log     *slog.Logger
 }
@@ -263,12 +263,12 @@ func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	sent, err := s.Want(want)
+	size, err := s.Want(want)
 	switch {
 	case err != nil:
 		s.refuse(w, r, &clientError{http.StatusNotFound, err})
-	case sent:
-		w.WriteHeader(http.StatusAccepted)
+	case size > 0:
+		write(w, http.StatusAccepted, wire.Sending{Size: size})
 	default:
 		w.WriteHeader(http.StatusNoContent)
 	}

@@ -338,16 +338,16 @@ func TestWant(t *testing.T) {
 		}
 	}
 	post(body, "404 ") // there is no multicast
-	sent, err := false, error(nil)
-	s.Want = func(w wire.Want) (bool, error) {
+	size, err := int64(0), error(nil)
+	s.Want = func(w wire.Want) (int64, error) {
 		if w.Layer != layer {
 			t.Errorf("%s is wanted, want %s", w.Layer, layer)
 		}
-		return sent, err
+		return size, err
 	}
 	post(body, "204 ")
-	sent = true
-	post(body, "202 ")
+	size = 36012
+	post(body, `202 {"size":36012}`)
 	err = errors.New("no such layer")
 	post(body, `404 {"error":"no such layer"}`)
 	post(`{"client":"n1"}`, "400 ")

@@ -2,6 +2,7 @@
 package seed
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -153,30 +154,38 @@ func (s *Seeder) offer(ctx context.Context, v store.Version) error {
 	return nil
 }
 
-// Layer is a layer that is offered, the place of its index, and how to read it.
-func (s *Seeder) Layer(d wire.Digest) (info transport.Info, index int64, bytes io.ReaderAt, ok bool) {
-	o := s.get(d)
-	if o == nil {
-		return info, 0, nil, false
+// Layer is a layer that is offered, the place of its index, and how to read it; or the
+// torrent file of one.
+func (s *Seeder) Layer(d wire.Digest) (info transport.Info, index int64, content io.ReaderAt, ok bool) {
+	if o := s.get(d); o != nil {
+		p := o.torrent.Pieces()
+		return p.Info(), o.index, p, true
 	}
-	p := o.torrent.Pieces()
-	return p.Info(), o.index, p, true
+	if t := s.described(d); t != nil {
+		file := t.Pieces().Info().File
+		return transport.InfoOf(d, int64(len(file))), 0, bytes.NewReader(file), true
+	}
+	return info, 0, nil, false
 }
 
 // Giver waits for a node that can pass a torrent file on; the zero value is this server.
 func (s *Seeder) Giver(ctx context.Context, torrent wire.Digest) netip.AddrPort {
+	if t := s.described(torrent); t != nil {
+		return t.Giver(ctx)
+	}
+	return netip.AddrPort{}
+}
+
+// described is the torrent with a file, or nil.
+func (s *Seeder) described(file wire.Digest) *swarm.Torrent {
 	s.mu.Lock()
-	var from *swarm.Torrent
+	defer s.mu.Unlock()
 	for _, o := range s.offered {
-		if o.torrent.File() == torrent {
-			from = o.torrent
+		if o.torrent.File() == file {
+			return o.torrent
 		}
 	}
-	s.mu.Unlock()
-	if from == nil {
-		return netip.AddrPort{}
-	}
-	return from.Giver(ctx)
+	return nil
 }
 
 // Quiet keeps a layer from being offered while nodes get it by multicast.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -52,32 +53,53 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	if err := s.pause(ctx, p); err != nil || p.Missing() == 0 {
 		return err
 	}
-	group, err := GroupOf(s.Config.Group, p.Info().InfoHash, s.Config.Rate)
+	r, err := s.join(p.Info().InfoHash)
 	if err != nil {
 		return err
+	}
+	if !s.Alone {
+		p.Expect(everything(p), false) // for a moment: a sender that waits for more nodes begins soon
+	}
+	err = r.run(ctx, p)
+	if p.Missing() == 0 {
+		return nil
+	}
+	if errors.Is(err, errLossy) {
+		s.rest = min(max(restMin, 2*s.rest), restMost)
+		s.until = time.Now().Add(s.rest)
+	}
+	return err
+}
+
+// join begins to listen to the group that something is sent to.
+func (s *Source) join(infohash [20]byte) (*reception, error) {
+	group, err := GroupOf(s.Config.Group, infohash, s.Config.Rate)
+	if err != nil {
+		return nil, err
 	}
 	server, err := netip.ParseAddr(s.Config.Server)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	conn, err := listen(netip.AddrPortFrom(group, s.Config.Port), server, s.Via)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return nil, fmt.Errorf("listen: %w", err)
 	}
 	memory := s.Memory
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	r := &reception{Source: s, pieces: p, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1)}
-	if !s.Alone {
-		p.Expect(everything(p), false) // for a moment: a sender that waits for more nodes begins soon
-	}
-	hash := p.Info().InfoHash
-	copy(r.layer[:], hash[:])
+	r := &reception{Source: s, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1)}
+	copy(r.layer[:], infohash[:])
 	var id [8]byte
 	rand.Read(id[:])
 	r.id = hex.EncodeToString(id[:])
+	return r, nil
+}
 
+// run receives until everything is there that p wants. It leaves the group.
+func (r *reception) run(ctx context.Context, p *transport.Pieces) error {
+	r.pieces = p
 	ctx, stop := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { stop(r.receive(ctx)) })
@@ -91,18 +113,10 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	}
 	p.SetParts(nil)
 	stop(nil)
-	conn.Close()
+	r.conn.Close()
 	running.Wait()
 	p.Expect(nil, false)
-	err = context.Cause(ctx)
-	switch {
-	case p.Missing() == 0:
-		return nil
-	case errors.Is(err, errLossy):
-		s.rest = min(max(restMin, 2*s.rest), restMost)
-		s.until = time.Now().Add(s.rest)
-	}
-	return err
+	return context.Cause(ctx)
 }
 
 // pause waits for the end of a rest.
@@ -117,7 +131,7 @@ func (s *Source) pause(ctx context.Context, p *transport.Pieces) error {
 	return ctx.Err()
 }
 
-// A reception is one Fetch.
+// A reception is one time in a group.
 type reception struct {
 	*Source
 	pieces *transport.Pieces
@@ -427,7 +441,7 @@ func (r *reception) say(ctx context.Context) error {
 		now := time.Now()
 		over := r.over(now)
 		if !now.Before(next) || over && !quiet {
-			if r.tell(ctx, r.want(now)) && times < hopeTimes {
+			if r.tell(ctx, r.want(now)) > 0 && times < hopeTimes {
 				r.mu.Lock()
 				r.hope = time.Now().Add(hopeSaid)
 				r.mu.Unlock()
@@ -486,26 +500,34 @@ func (r *reception) want(now time.Time) wire.Want {
 // maxSaid is how many blocks are spoken of. Larger layers are sent as a whole.
 const maxSaid = 64 << 10
 
-// tell says whether the layer is sent, or is about to be.
-func (r *reception) tell(ctx context.Context, w wire.Want) bool {
+// tell returns the size of what is sent, or is about to be; 0: it is not, as far as is known.
+func (r *reception) tell(ctx context.Context, w wire.Want) (size int64) {
 	if r.Wants == "" {
-		return false
+		return 0
 	}
 	body, err := json.Marshal(w)
 	if err != nil {
-		return false
+		return 0
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Wants, bytes.NewReader(body))
 	if err != nil {
-		return false
+		return 0
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := r.Client.Do(req)
 	if err != nil {
-		return false
+		return 0
 	}
-	resp.Body.Close()
-	return resp.StatusCode == http.StatusAccepted
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxSending+1))
+	if err != nil || resp.StatusCode != http.StatusAccepted {
+		return 0
+	}
+	said, err := wire.DecodeSending(answer)
+	if err != nil {
+		return 0
+	}
+	return said.Size
 }

@@ -221,6 +221,7 @@ type Network struct {
 	Pass  func(layer wire.Digest, piece int) error    // asked before each piece; nil: all pass
 	Alone time.Time                                   // until then somebody else is fetching
 	Rsync *rsynctest.Daemon                           // has the files; nil: nobody has
+	Sends bool                                        // files to a group, of which Alter is told the path /group/
 
 	mu   sync.Mutex
 	left bool
@@ -242,6 +243,14 @@ func (n *Network) Get(ctx context.Context, path string, limit int64) ([]byte, er
 		return n.Alter(path, b)
 	}
 	return b, err
+}
+
+// Hear is Get, where files are sent.
+func (n *Network) Hear(ctx context.Context, file wire.Digest, limit int64) ([]byte, error) {
+	if !n.Sends {
+		return nil, errors.New("nothing is sent here")
+	}
+	return n.Get(ctx, "/group/"+string(file), limit)
 }
 
 // Join gives the network itself, as a source that is asked again.
