@@ -24,9 +24,19 @@ func TestMulticastAlone(t *testing.T) {
 	s := beginBy(t, 2*time.Minute, byMulticast("multicast"))
 	s.serve()
 	s.install(s.nodes)
+	s.expect(s.server, `multicast begins.* layer=`+wire.DigestOf(s.data.Torrent).Hex()[:12])
 	s.done(s.nodes)
 	s.within(ideal * 13 / 10)
 	s.copies(1.1)
+	var others []string
+	for _, n := range s.nodes {
+		if said(n, `the torrent file comes in another way`) {
+			others = append(others, n.Name)
+		}
+	}
+	if len(others) > len(s.nodes)/2 {
+		t.Errorf("%v did not have the torrent file by multicast", others)
+	}
 }
 
 // Where nothing of what is sent arrives, as behind switches that snoop and nobody asks

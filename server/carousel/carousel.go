@@ -84,8 +84,9 @@ const maxJobs = 64
 // waited for as long as sending it takes.
 const maxSettle = 500 * time.Millisecond
 
-func (c *Carousel) settle(size int64, rate int64) time.Duration {
-	return min(maxSettle, time.Duration(float64(size)/float64(c.rate(rate))*float64(time.Second)))
+func (c *Carousel) settle(size, rate int64) time.Duration {
+	takes := float64(size) / float64(c.rate(rate)) // seconds
+	return time.Duration(min(takes, maxSettle.Seconds()) * float64(time.Second))
 }
 
 // rate is what is sent at for a script's rate.

@@ -41,6 +41,25 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// What is sent in a moment does not wait longer for those who may come yet.
+func TestSettle(t *testing.T) {
+	c := &Carousel{Rate: 10 << 20}
+	for _, tt := range []struct {
+		size, rate int64
+		want       time.Duration
+	}{
+		{1 << 30, 0, maxSettle},
+		{1 << 20, 0, 100 * time.Millisecond},
+		{1 << 20, 4 << 20, 250 * time.Millisecond},
+		{1 << 20, 40 << 20, 100 * time.Millisecond},
+		{1 << 40, 1, maxSettle},
+	} {
+		if got := c.settle(tt.size, tt.rate); got != tt.want {
+			t.Errorf("%d bytes at %d: %s, want %s", tt.size, tt.rate, got, tt.want)
+		}
+	}
+}
+
 // Nodes that a switch keeps the datagrams from need the seeder, whatever they asked for.
 func TestRepairs(t *testing.T) {
 	for _, tt := range []struct {

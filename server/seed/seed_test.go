@@ -100,6 +100,20 @@ func TestADamagedImageDoesNotKeepTheOthersOut(t *testing.T) {
 	if !s.Known(infohash(t, images, late.Layers[0].Torrent)) {
 		t.Error("an image that was asked for is not offered")
 	}
+
+	for _, d := range []wire.Digest{late.Layers[0].Digest, late.Layers[0].Torrent} {
+		info, _, content, ok := s.Layer(d)
+		if !ok {
+			t.Fatalf("%s: not there", d)
+		}
+		b := make([]byte, info.Length)
+		if _, err := content.ReadAt(b, 0); err != nil || d.Verify(b) != nil {
+			t.Errorf("%s: %d bytes, %v", d, info.Length, err)
+		}
+	}
+	if _, _, _, ok := s.Layer(damaged.Layers[0].Torrent); ok {
+		t.Error("the torrent file of what is not offered is")
+	}
 }
 
 // Pieces of anything else than the layer would have every node ban the server.

@@ -3,6 +3,7 @@ package multicast
 import (
 	"fmt"
 	"iter"
+	"math"
 	"sync"
 
 	"github.com/klauspost/reedsolomon"
@@ -33,9 +34,24 @@ const (
 	udpHeader  = 8
 )
 
-// shardFor is the largest size of a shard for packets of mtu bytes.
-func shardFor(mtu int) int {
-	return min(maxShard, mtu-ipv6Header-udpHeader-headerSize) / shardUnit * shardUnit
+// shardFor is the size of a shard with which a layer takes the fewest bytes in packets of
+// mtu bytes at the most: smaller ones have more headers, and of larger ones more
+// of the last row of each block may be empty.
+func shardFor(mtu int, info transport.Info) int {
+	const headers = ethernet + ipv6Header + udpHeader + headerSize
+	most := min(maxShard, mtu+ethernet-headers) / shardUnit * shardUnit
+	best, least := most, int64(math.MaxInt64)
+	for size := most; size >= most/2; size -= shardUnit {
+		l, err := newLayout(info, size)
+		if err != nil {
+			break
+		}
+		last := l.blocks() - 1
+		if sum := int64(last*l.rows(0)+l.rows(last)) * int64(headers+size); sum < least {
+			best, least = size, sum
+		}
+	}
+	return best
 }
 
 func checkShard(size int) error {

@@ -8,9 +8,24 @@ import (
 )
 
 func TestShardFor(t *testing.T) {
-	for mtu, want := range map[int]int{1280: 1152, 1500: 1408, 9000: 8896, 65536: maxShard} {
-		if got := shardFor(mtu); got != want || got+headerSize+udpHeader+ipv6Header > mtu {
-			t.Errorf("shardFor(%d): %d, want %d", mtu, got, want)
+	for _, tt := range []struct {
+		mtu           int
+		length, piece int64
+		want          int
+	}{
+		{1280, 1 << 30, 256 << 10, 1152},
+		{1500, 1 << 30, 256 << 10, 1408},
+		{9000, 1 << 30, 4 << 20, 8832},
+		{9000, 1 << 30, 256 << 10, 8192}, // 128 rows are 4 pieces
+		{9000, 58 << 20, 32 << 10, 8704}, // 128 rows are 34 pieces
+		{65536, 1 << 30, 4 << 20, 8832},
+		{9000, 36_012, 36_012, 7232}, // five rows
+		{1500, 100, 100, 704},
+		{1500, 1 << 40, 1 << 40, 1408}, // no layout at all
+	} {
+		info := transport.Info{Length: tt.length, PieceLength: tt.piece, Hashes: make([][20]byte, (tt.length+tt.piece-1)/tt.piece)}
+		if got := shardFor(tt.mtu, info); got != tt.want || got+headerSize+udpHeader+ipv6Header > tt.mtu {
+			t.Errorf("%d bytes in pieces of %d, MTU %d: %d, want %d", tt.length, tt.piece, tt.mtu, got, tt.want)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func (s *Sender) Run(ctx context.Context) error {
 		return fmt.Errorf("send to %s: %w", s.To, err)
 	}
 	defer out.Close()
-	l, err := newLayout(s.Info, shardFor(out.mtu))
+	l, err := newLayout(s.Info, shardFor(out.mtu, s.Info))
 	if err != nil {
 		return err
 	}

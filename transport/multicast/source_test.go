@@ -3,6 +3,7 @@ package multicast
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -144,8 +145,11 @@ func beyond(rate float64) func(int) bool {
 	}
 }
 
-// hears is a server that takes what nodes want.
-func hears(t *testing.T, d *Demand) string {
+// hears is a server that takes what nodes want, and says that it is sent.
+func hears(t *testing.T, d *Demand) string { return answers(t, d, 1) }
+
+// answers is a server that takes what nodes want, and says that so much is sent.
+func answers(t *testing.T, d *Demand, size int64) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var b bytes.Buffer
 		b.ReadFrom(r.Body)
@@ -154,7 +158,12 @@ func hears(t *testing.T, d *Demand) string {
 			t.Error(err)
 		}
 		d.Hear(want, time.Now())
+		if size == 0 {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
 		w.WriteHeader(http.StatusAccepted)
+		json.NewEncoder(w).Encode(wire.Sending{Size: size})
 	}))
 	t.Cleanup(s.Close)
 	return s.URL
