@@ -56,6 +56,7 @@ type job struct {
 type sending struct {
 	demand  multicast.Demand
 	settle  time.Duration
+	enough  bool        // wanted it at a time, and were told that it is about to be sent
 	first   time.Time   // somebody wanted it
 	came    []time.Time // nodes, lately
 	tried   time.Time   // it was started last
@@ -118,7 +119,9 @@ func (c *Carousel) Hear(w wire.Want) (size int64, err error) {
 	if s.demand.Hear(w, now) {
 		s.came = append(s.came, now)
 	}
-	if clients, _ := s.demand.Clients(now); s.running || clients >= c.MinClients {
+	clients, _ := s.demand.Clients(now)
+	s.enough = clients > 0 && (s.enough || clients >= c.MinClients)
+	if s.running || s.enough {
 		return layer.Info.Length, nil
 	}
 	return 0, nil
@@ -143,6 +146,7 @@ func (c *Carousel) job(j job) (*sending, error) {
 // A state is what a job's beginning and end depend on.
 type state struct {
 	clients int           // want it
+	enough  bool          // did, and have not all gone
 	since   time.Duration // the first one did
 	lately  int           // of these have come just now
 	running bool
@@ -170,7 +174,7 @@ func (c *Carousel) decide(s state) act {
 	case s.clients == 0 && s.since > multicast.StaleAfter:
 		return forget
 	case s.clients == 0 || s.running:
-	case s.since >= c.Wait, s.clients >= c.MinClients && s.lately*10 < s.clients:
+	case s.since >= c.Wait, s.enough && s.lately*10 < s.clients:
 		return start
 	}
 	return stay
@@ -211,7 +215,7 @@ func (c *Carousel) Run(ctx context.Context) error {
 			clients, served := s.demand.Clients(now)
 			s.came = slices.DeleteFunc(s.came, func(at time.Time) bool { return now.Sub(at) >= s.settle })
 			seen := state{
-				clients: clients, since: now.Sub(s.first), lately: len(s.came),
+				clients: clients, enough: s.enough, since: now.Sub(s.first), lately: len(s.came),
 				running: s.running, always: always[j],
 			}
 			act := c.decide(seen)
@@ -221,9 +225,8 @@ func (c *Carousel) Run(ctx context.Context) error {
 			switch act {
 			case start:
 				s.running, s.tried = true, now
-			case forget:
+			case stop, forget: // who comes from now on is another job's
 				delete(c.jobs, j)
-				delete(stops, j)
 			}
 			quiet := s.running && act != stop && repairs(clients, served, now.Sub(s.tried))
 			turns := quiet != s.quiet
@@ -251,9 +254,8 @@ func (c *Carousel) Run(ctx context.Context) error {
 				c.Log.Info("multicast ends: nobody wants it any more", "layer", short(j.layer))
 				stops[j]()
 				delete(stops, j)
-				c.mu.Lock()
-				delete(c.jobs, j)
-				c.mu.Unlock()
+			case forget:
+				delete(stops, j)
 			}
 		}
 		select {

@@ -24,11 +24,13 @@ func TestDecide(t *testing.T) {
 	}{
 		{"one, just now", state{clients: 1, since: s}, stay},
 		{"one, for as long as it has to wait", state{clients: 1, since: 10 * s}, start},
-		{"enough, and more are coming", state{clients: 3, since: s, lately: 1}, stay},
-		{"many, and some are coming", state{clients: 40, since: s, lately: 4}, stay},
-		{"many, and hardly any are coming", state{clients: 41, since: s, lately: 4}, start},
-		{"enough", state{clients: 3, since: s}, start},
-		{"enough, and it runs", state{clients: 3, since: s, running: true}, stay},
+		{"enough, and more are coming", state{clients: 3, enough: true, since: s, lately: 1}, stay},
+		{"many, and some are coming", state{clients: 40, enough: true, since: s, lately: 4}, stay},
+		{"many, and hardly any are coming", state{clients: 41, enough: true, since: s, lately: 4}, start},
+		{"enough", state{clients: 3, enough: true, since: s}, start},
+		{"enough, of whom some have gone", state{clients: 1, enough: true, since: s}, start},
+		{"enough, who have all gone", state{enough: true, since: s}, stay},
+		{"enough, and it runs", state{clients: 3, enough: true, since: s, running: true}, stay},
 		{"one is left", state{clients: 1, since: 100 * s, running: true}, stay},
 		{"none is left", state{since: 100 * s, running: true}, stop},
 		{"none came back", state{since: 100 * s}, forget},
@@ -94,8 +96,11 @@ func TestHear(t *testing.T) {
 		{want: wire.Want{Client: "a", Layer: layer}},
 		{want: wire.Want{Client: "a", Layer: layer}},
 		{want: wire.Want{Client: "b", Layer: layer}, size: 5},
-		{want: wire.Want{Client: "c", Layer: layer, Rate: 1 << 20}}, // of another group
-		{want: wire.Want{Client: "a", Layer: layer, Done: true}},
+		{want: wire.Want{Client: "c", Layer: layer, Rate: 1 << 20}},       // of another group
+		{want: wire.Want{Client: "a", Layer: layer, Done: true}, size: 5}, // b was told that it is about to be sent
+		{want: wire.Want{Client: "b", Layer: layer}, size: 5},
+		{want: wire.Want{Client: "b", Layer: layer, Done: true}},
+		{want: wire.Want{Client: "a", Layer: layer}},
 		{want: wire.Want{Client: "d", Layer: wire.DigestOf([]byte("x"))}, err: "no such layer"},
 		{want: wire.Want{Client: "d", Layer: layer, Lacks: []byte{255}}, err: "lacks: 1 blocks, the layer has 0 pieces"},
 	} {
