@@ -32,7 +32,7 @@ type multicastConfig struct {
 }
 
 func (c *multicastConfig) flags(f *pflag.FlagSet) {
-	f.StringVar(&c.group, "multicast-group", "239.192.0.0/16", "addresses of which each layer has one; also of IPv6, such as ff15::1:0/112")
+	f.StringVar(&c.group, "multicast-group", "239.192.0.0/16", "addresses of which each layer and torrent file has one; also of IPv6, such as ff15::1:0/112")
 	f.Uint16Var(&c.port, "multicast-port", 6882, "UDP port of the groups")
 	f.StringVar(&c.rate, "multicast-rate", "10MB", "what multicast sends in bytes a second, headers included, all layers together: 97 % of the slowest link that is to keep up; while it lasts nodes take no more by other transports")
 	f.IntVar(&c.ttl, "multicast-ttl", 1, "routers that datagrams pass, and this one")
