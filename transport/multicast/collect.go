@@ -12,6 +12,7 @@ import (
 const (
 	quietAfter = 700 * time.Millisecond // without a row of it: the pass is beyond a block
 	breakAfter = 300 * time.Millisecond // without a datagram: the pass is over
+	endAfter   = 100 * time.Millisecond // the same, when the last one said that it ends
 	aloneAfter = time.Second            // without a datagram: nothing comes any more
 	dueAfter   = 6 * time.Second        // a piece asked of others is to be there
 	dueBeside  = 60 * time.Second       // the same, while the sender fills the link
@@ -34,6 +35,7 @@ type collector struct {
 	heard          time.Time // a datagram
 	sender         uint32
 	pass, at, last uint32 // where the sender is
+	ends           uint16 // 1: it is at the end of the pass, 2: before that, ...
 	first, max     uint32 // of its datagrams since lost was asked
 	came           int
 	share          float64   // of datagrams that are lost, lately
@@ -110,7 +112,7 @@ func (c *collector) follow(h header, now time.Time) {
 		}
 		c.sender, c.first, c.max, c.came = h.sender, h.seq, h.seq, 0
 	}
-	c.heard, c.pass, c.at, c.last = now, h.pass, h.block, h.last
+	c.heard, c.pass, c.at, c.last, c.ends = now, h.pass, h.block, h.last, h.ends
 	if int32(h.seq-c.max) > 0 {
 		c.max = h.seq
 	}
@@ -122,7 +124,7 @@ func (c *collector) follow(h header, now time.Time) {
 func (c *collector) lost(now time.Time) (share float64, known bool) {
 	const enough = 50
 	sent := int(int32(c.max-c.first)) + 1 // 0 when none came but late ones
-	if c.came > 0 && (sent >= enough || !c.measured && now.Sub(c.heard) > breakAfter) {
+	if c.came > 0 && (sent >= enough || !c.measured && c.broken(now)) {
 		c.measured = true
 		c.share = max(0, 1-float64(c.came)/float64(sent))
 		c.first, c.came = c.max+1, 0
@@ -361,7 +363,16 @@ func (c *collector) passed(n int, now time.Time) bool {
 }
 
 // broken says whether the sender pauses, or has ended.
-func (c *collector) broken(now time.Time) bool { return now.Sub(c.heard) > breakAfter }
+func (c *collector) broken(now time.Time) bool {
+	switch silent := now.Sub(c.heard); c.ends {
+	case 0:
+		return silent > breakAfter
+	case 1:
+		return true
+	default:
+		return silent > endAfter
+	}
+}
 
 // flows says whether the sender sends.
 func (c *collector) flows(now time.Time) bool {

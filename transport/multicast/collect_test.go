@@ -292,3 +292,29 @@ func TestPart(t *testing.T) {
 		t.Error("other bytes are around the holes")
 	}
 }
+
+// A pass is over at once when its last datagram came, and soon when that is lost.
+func TestBroken(t *testing.T) {
+	for _, tt := range []struct {
+		ends   uint16
+		silent time.Duration
+		want   bool
+	}{
+		{0, breakAfter, false},
+		{0, breakAfter + 1, true},
+		{1, 0, true},
+		{2, endAfter, false},
+		{2, endAfter + 1, true},
+	} {
+		c, rows := rowsOf(t, inFour, 64<<20, true)
+		now := time.Unix(100, 0)
+		c.add(header{last: 3, ends: tt.ends}, rows[0][0], now)
+		if got := c.broken(now.Add(tt.silent)); got != tt.want {
+			t.Errorf("%d datagrams to come, silent for %s: over %v, want %v", tt.ends, tt.silent, got, tt.want)
+		}
+		c.add(header{seq: 1, pass: 1, last: 3}, rows[0][1], now) // of the next one
+		if c.broken(now.Add(breakAfter)) {
+			t.Errorf("the next pass is over when it begins")
+		}
+	}
+}

@@ -25,6 +25,7 @@ type header struct {
 	last   uint32  // block of the pass
 	block  uint32
 	row    uint16 // in the block: data, then parity
+	ends   uint16 // 1: the pass, with this datagram, 2: with the next one, ...; 0: not soon
 }
 
 var errForeign = errors.New("not a datagram of ours")
@@ -37,12 +38,11 @@ func appendHeader(b []byte, h header) []byte {
 		b = binary.BigEndian.AppendUint32(b, n)
 	}
 	b = binary.BigEndian.AppendUint16(b, h.row)
-	return append(b, 0, 0)
+	return binary.BigEndian.AppendUint16(b, h.ends)
 }
 
 // parse takes a datagram apart. The shard is of a size that a layout can have; what
-// the numbers mean depends on the layer. What the last two bytes of the header
-// are is left to later versions.
+// the numbers mean depends on the layer.
 func parse(b []byte) (h header, shard []byte, err error) {
 	if len(b) < headerSize || binary.BigEndian.Uint32(b) != magic {
 		return h, nil, errForeign
@@ -55,6 +55,6 @@ func parse(b []byte) (h header, shard []byte, err error) {
 	for i, n := range []*uint32{&h.sender, &h.seq, &h.pass, &h.last, &h.block} {
 		*n = binary.BigEndian.Uint32(b[12+4*i:])
 	}
-	h.row = binary.BigEndian.Uint16(b[32:])
+	h.row, h.ends = binary.BigEndian.Uint16(b[32:]), binary.BigEndian.Uint16(b[34:])
 	return h, shard, nil
 }

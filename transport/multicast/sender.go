@@ -19,6 +19,7 @@ const (
 	mixFor     = 100 * time.Millisecond // of blocks take turns: a burst of losses hits each of them a little
 	mixMost    = 16 << 20               // bytes of these
 	hearingFor = 600 * time.Millisecond // after a pass to hear what is lacked
+	endsWith   = 8                      // datagrams that say that it ends: some get lost
 )
 
 // A Sender sends one layer to one group for as long as it runs.
@@ -141,6 +142,7 @@ type group struct {
 	orders []order
 	tables [][][]byte // rows
 	last   bool       // of the pass, or nearly
+	ends   bool       // the pass
 	err    error
 }
 
@@ -154,6 +156,7 @@ func (r *round) prepare(orders *[]order) <-chan group {
 	n := min(max(1, mix), len(*orders))
 	g := group{orders: (*orders)[:n]}
 	*orders = (*orders)[n:]
+	g.ends = len(*orders) == 0
 	g.last = float64(len(*orders)*r.size(0)) < float64(r.rate)*lastFor.Seconds()
 	done := make(chan group, 1)
 	go func() {
@@ -189,8 +192,9 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 	}
 	h := header{sender: r.sender, pass: r.pass, last: last}
 	copy(h.layer[:], r.info.InfoHash[:])
+	sent := 0
 	for k, enough := 0, false; ; k++ {
-		if !enough && k >= slices.Min(counts) { // what is lost is known as late as can be
+		if !enough && k+endsWith >= slices.Min(counts) { // what is lost is known as late as can be
 			enough = true
 			clients := r.Demand.fresh(time.Now())
 			for i, o := range orders {
@@ -207,6 +211,12 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 			}
 			row := (r.cursor[o.block] + k) % r.all(o.block)
 			h.block, h.row = uint32(o.block), uint16(row)
+			if g.ends && enough {
+				if left := sum(counts) - sent; left <= endsWith {
+					h.ends = uint16(left)
+				}
+			}
+			sent++
 			if err := r.datagram(ctx, h, tables[i][row]); err != nil {
 				return err
 			}
@@ -221,6 +231,13 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 		r.sent[o.block] = now
 	}
 	return nil
+}
+
+func sum(counts []int) (all int) {
+	for _, n := range counts {
+		all += n
+	}
+	return all
 }
 
 // read is the rows of a block.

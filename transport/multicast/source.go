@@ -89,7 +89,7 @@ func (s *Source) join(infohash [20]byte) (*reception, error) {
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	r := &reception{Source: s, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1)}
+	r := &reception{Source: s, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	copy(r.layer[:], infohash[:])
 	var id [8]byte
 	rand.Read(id[:])
@@ -140,6 +140,7 @@ type reception struct {
 	layer  [8]byte
 	id     string
 	poke   chan struct{} // there is something to put
+	turn   chan struct{} // a pass has ended
 
 	mu   sync.Mutex
 	col  *collector // nil before the first datagram
@@ -207,10 +208,18 @@ func (r *reception) one(datagram []byte, now time.Time) {
 	}
 	if news {
 		r.due = append(r.due, b)
-		select {
-		case r.poke <- struct{}{}:
-		default:
-		}
+		signal(r.poke)
+	}
+	if r.col.broken(now) {
+		signal(r.turn)
+	}
+}
+
+// signal leaves word for one who waits, or will.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -412,20 +421,21 @@ func (r *reception) look(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			r.mu.Lock()
-			var soon []bool
-			streams := false
-			switch {
-			case r.col != nil:
-				soon = r.col.expected(now)
-				streams = r.col.trusted(now) && !r.col.broken(now)
-			case !r.Alone && now.Before(r.hope):
-				soon = everything(r.pieces)
-			}
-			r.mu.Unlock()
-			r.pieces.Expect(soon, streams)
+		case <-tick.C:
+		case <-r.turn:
 		}
+		r.mu.Lock()
+		now, streams := time.Now(), false
+		var soon []bool
+		switch {
+		case r.col != nil:
+			soon = r.col.expected(now)
+			streams = r.col.trusted(now) && !r.col.broken(now)
+		case !r.Alone && now.Before(r.hope):
+			soon = everything(r.pieces)
+		}
+		r.mu.Unlock()
+		r.pieces.Expect(soon, streams)
 	}
 }
 
@@ -435,7 +445,7 @@ var sayAfter = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second}
 // say tells the server what is wanted. It is no error when that cannot be done, but
 // when it is better not to listen.
 func (r *reception) say(ctx context.Context) error {
-	tick := time.NewTicker(breakAfter / 3)
+	tick := time.NewTicker(endAfter / 2)
 	defer tick.Stop()
 	for next, times, quiet := time.Now(), 0, false; ; {
 		now := time.Now()
