@@ -385,7 +385,7 @@ func (c *collector) trusted(now time.Time) bool {
 }
 
 // expected says of each piece whether it comes by itself: those ahead of the
-// sender in this pass, and of a block that it has passed all but as many as
+// sender in this pass, those of blocks that it is at by turns, and of a block that it has passed all but as many as
 // others have to bring to make it complete, and twice as many each time that these
 // are due and it is not. nil when nothing comes.
 func (c *collector) expected(now time.Time) []bool {
@@ -402,9 +402,10 @@ func (c *collector) expected(now time.Time) []bool {
 		first, end := c.pieces(n)
 		from := (n - int(c.at) + len(c.state)) % len(c.state)
 		passed := c.passed(n, now)
+		comes := flows && (from <= ahead || !c.state[n].touch.IsZero())
 		b := c.open[n]
 		switch {
-		case c.state[n].closed, passed && b == nil, !passed && (!flows || from > ahead):
+		case c.state[n].closed, passed && b == nil, !passed && !comes:
 			continue
 		case !flows && c.missing(b) > c.rows(n)/8: // it broke off
 			continue

@@ -318,3 +318,19 @@ func TestBroken(t *testing.T) {
 		}
 	}
 }
+
+// What takes turns comes by itself, wherever among it the sender is.
+func TestExpectedByTurns(t *testing.T) {
+	c, rows := rowsOf(t, inFour, 64<<20, false)
+	now := time.Unix(100, 0)
+	for row := range 3 {
+		for block := range 3 {
+			c.add(header{seq: uint32(3*row + block), block: uint32(block), row: uint16(row), last: 3}, rows[block][row], now)
+			for n, is := range c.expected(now) {
+				if !is {
+					t.Fatalf("after row %d of block %d nobody sends piece %d of block %d", row, block, n, c.of(n))
+				}
+			}
+		}
+	}
+}
