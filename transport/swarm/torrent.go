@@ -204,8 +204,10 @@ func (t *Torrent) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// tellLoop tells every connection of every new piece, a few of them together.
+// tellLoop tells every connection of every new piece, a few of them together. When a stream
+// has ended, all are told at once: what it did not bring is theirs to find now.
 func (t *Torrent) tellLoop(ctx context.Context) {
+	ended := false
 	for round := 1; ; round++ {
 		more := t.sync()
 		later := false // there are those who are not told yet
@@ -213,7 +215,7 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 		t.mu.Lock()
 		for c := range t.conns {
 			switch {
-			case c.Waits(round, c.lacks > 0, c.Fed(now)):
+			case !ended && c.Waits(round, c.lacks > 0, c.Fed(now)):
 				later = true
 			case c.origin != transport.FromServer || c.expects:
 				c.expects = false
@@ -230,9 +232,11 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			}
 		}
 		sleep(ctx, batch)
+		streams := t.pieces.Streams()
 		for end := time.Now().Add(castBatch); t.pieces.Streams() && time.Now().Before(end) && ctx.Err() == nil; {
 			sleep(ctx, batch)
 		}
+		ended = streams && !t.pieces.Streams()
 	}
 }
 

@@ -250,30 +250,44 @@ func TestQuiet(t *testing.T) {
 	})
 }
 
-// While all get the same by another way, they tell each other of it seldom, but they do.
+// While all get the same by another way, they tell each other of it seldom, but they do,
+// and when that ends, at once.
 func TestNewsOfMulticast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 64)
 		defer end()
 		s.server().torrent.Quiet(true)
 		nodes := s.nodes(2)
-		for _, m := range nodes {
-			m.pieces.Expect(slices.Repeat([]bool{true}, 64), true)
+		expect := func(streams bool) {
+			for _, m := range nodes {
+				m.pieces.Expect(slices.Repeat([]bool{true}, 64), streams)
+			}
 		}
+		expect(true)
 		time.Sleep(time.Second)
-		const most = rules.NewsBatch*castBatch + time.Second
-		for n := range 4 {
+		known := func(n int, within time.Duration) {
+			t.Helper()
+			time.Sleep(within)
+			other := nodes[1].torrent
+			other.mu.Lock()
+			defer other.mu.Unlock()
+			if other.copies[n] == 0 {
+				t.Errorf("piece %d is not known of after %v", n, within)
+			}
+		}
+		for n := range 10 {
 			length := int(s.info.PieceLength)
 			if err := nodes[0].pieces.Put(n, s.content[n*length:(n+1)*length], transport.FromMulticast); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(most)
-			other := nodes[1].torrent
-			other.mu.Lock()
-			if other.copies[n] == 0 {
-				t.Errorf("piece %d is not known of after %v", n, most)
+			if n < 4 {
+				known(n, rules.NewsBatch*castBatch+time.Second)
+				continue
 			}
-			other.mu.Unlock()
+			time.Sleep(time.Second) // in which it is not told, or by chance
+			expect(false)
+			known(n, time.Second/4)
+			expect(true)
 		}
 	})
 }
