@@ -23,11 +23,11 @@ const (
 
 // next is the pace at what nodes have said by now. Where all lose much, as those do
 // that are left with slow links, it is what the quickest of them gets. Who has
-// not said yet what it loses may be quick.
+// not said yet what it loses may be quick; who comes back because it lost much has.
 func (p pace) next(set int64, clients []client, now time.Time) pace {
 	best, fresh, newcomer := 1.0, !now.Before(p.stays), false
 	for _, c := range clients {
-		newcomer = newcomer || c.Lacks == nil
+		newcomer = newcomer || c.Lacks == nil && c.Lost == 0
 		fresh = fresh && (p.since.IsZero() || c.before.Sub(p.since) >= settles)
 		best = min(best, c.Lost)
 	}

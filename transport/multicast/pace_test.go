@@ -27,6 +27,8 @@ func TestPace(t *testing.T) {
 		{name: "never as slow as the slowest", clients: []client{loses(0, 10), loses(0.8, 10)}, now: 10},
 		{name: "what is lost otherwise", clients: []client{loses(0.3, 10), loses(0.35, 10)}, now: 10},
 		{name: "the slow are left", clients: []client{loses(0.8, 10), loses(0.9, 10)}, now: 10, want: pace{rate: 200, since: at(10)}},
+		{name: "a slow one comes back", clients: []client{{Want: wire.Want{Lost: 0.8}, at: at(10)}}, now: 10, want: pace{rate: 200, since: at(10)}},
+		{name: "a slow one comes back to others", clients: []client{loses(0, 10), {Want: wire.Want{Lost: 0.8}, at: at(10)}}, now: 10},
 		{name: "hardly anything arrives", clients: []client{loses(1, 10)}, now: 10, want: pace{rate: 31, since: at(10)}},
 		{name: "it was lost before", pace: slowed, clients: []client{loses(0.8, 105)}, now: 105, want: slowed},
 		{name: "it is no better", pace: slowed, clients: []client{loses(0.8, 115)}, now: 115, want: pace{since: at(115), stays: at(175)}},

@@ -33,10 +33,12 @@ type Source struct {
 
 	rest  time.Duration // after losses
 	until time.Time     // it ends
+	lost  float64       // share of what was sent before it
 }
 
 // Who loses so much, twice in a row, leaves the group to have its link for the
-// others, if there are any, and comes back after a while.
+// others, if there are any, and comes back after a while: to what is sent to
+// others then, but not to have it sent.
 const (
 	tooMuch  = 0.4
 	restMin  = 15 * time.Second
@@ -57,7 +59,8 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	if err != nil {
 		return err
 	}
-	if !s.Alone {
+	if !s.Alone && s.lost == 0 {
+		r.hope = time.Now().Add(hopeFirst)
 		p.Expect(everything(p), false) // for a moment: a sender that waits for more nodes begins soon
 	}
 	err = r.run(ctx, p)
@@ -67,6 +70,7 @@ func (s *Source) Fetch(ctx context.Context, p *transport.Pieces) error {
 	if errors.Is(err, errLossy) {
 		s.rest = min(max(restMin, 2*s.rest), restMost)
 		s.until = time.Now().Add(s.rest)
+		s.lost = r.col.share
 	}
 	return err
 }
@@ -89,7 +93,7 @@ func (s *Source) join(infohash [20]byte) (*reception, error) {
 	if memory == 0 {
 		memory = defaultMemory
 	}
-	r := &reception{Source: s, conn: conn, memory: memory, hope: time.Now().Add(hopeFirst), poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+	r := &reception{Source: s, conn: conn, memory: memory, poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	copy(r.layer[:], infohash[:])
 	var id [8]byte
 	rand.Read(id[:])
@@ -450,7 +454,7 @@ func (r *reception) say(ctx context.Context) error {
 	for next, times, quiet := time.Now(), 0, false; ; {
 		now := time.Now()
 		over := r.over(now)
-		if !now.Before(next) || over && !quiet {
+		if r.asks() && (!now.Before(next) || over && !quiet) {
 			if r.tell(ctx, r.want(now)) > 0 && times < hopeTimes {
 				r.mu.Lock()
 				r.hope = time.Now().Add(hopeSaid)
@@ -477,6 +481,13 @@ func (r *reception) say(ctx context.Context) error {
 	}
 }
 
+// asks says whether to say what is wanted.
+func (r *reception) asks() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lost == 0 || r.col != nil
+}
+
 // lossy is an error when others had better bring the pieces.
 func (r *reception) lossy() error {
 	r.mu.Lock()
@@ -495,12 +506,15 @@ func (r *reception) over(now time.Time) bool {
 }
 
 func (r *reception) want(now time.Time) wire.Want {
-	w := wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Helped: !r.Alone}
+	w := wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Helped: !r.Alone, Lost: r.lost}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.col != nil {
-		var known bool
-		if w.Lost, known = r.col.lost(now); known && len(r.col.state) <= maxSaid {
+	if r.col == nil {
+		return w
+	}
+	if lost, known := r.col.lost(now); known {
+		w.Lost = lost
+		if len(r.col.state) <= maxSaid {
 			w.Lacks = r.col.wants(now)
 		}
 	}

@@ -412,3 +412,26 @@ func TestHoles(t *testing.T) {
 		t.Logf("others brought %.1f %%", 100*part)
 	}
 }
+
+// Who left because it lost much has nothing sent for itself when it comes back, and says
+// what it lost until it knows better.
+func TestWantAfterLosses(t *testing.T) {
+	c, rows := rowsOf(t, inFour, 64<<20, false)
+	now := time.Unix(100, 0)
+	r := &reception{Source: &Source{lost: 0.8}, pieces: transport.NewPieces(c.info, transporttest.NewMemory(nil))}
+	if r.asks() {
+		t.Error("it asks before anything was heard")
+	}
+	if r.col = c; !r.asks() {
+		t.Error("it does not ask when something is sent")
+	}
+	for seq := range 100 {
+		c.add(header{seq: uint32(seq), last: 3}, rows[0][0], now)
+		if w := r.want(now); seq < 10 && (w.Lost != 0.8 || w.Lacks != nil) {
+			t.Errorf("after %d datagrams: %+v", seq+1, w)
+		}
+	}
+	if w := r.want(now); w.Lost != 0 || w.Lacks == nil {
+		t.Errorf("after 100 datagrams: %+v, want nothing lost", w)
+	}
+}
