@@ -171,9 +171,9 @@ func (c *Carousel) decide(s state) act {
 		}
 	case s.clients == 0 && s.running:
 		return stop
-	case s.clients == 0 && s.since > multicast.StaleAfter:
+	case s.clients == 0 && !s.running:
 		return forget
-	case s.clients == 0 || s.running:
+	case s.running:
 	case s.since >= c.Wait, s.enough && s.lately*10 < s.clients:
 		return start
 	}

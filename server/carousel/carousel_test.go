@@ -29,11 +29,11 @@ func TestDecide(t *testing.T) {
 		{"many, and hardly any are coming", state{clients: 41, enough: true, since: s, lately: 4}, start},
 		{"enough", state{clients: 3, enough: true, since: s}, start},
 		{"enough, of whom some have gone", state{clients: 1, enough: true, since: s}, start},
-		{"enough, who have all gone", state{enough: true, since: s}, stay},
+		{"enough, who have all gone", state{enough: true, since: s}, forget},
 		{"enough, and it runs", state{clients: 3, enough: true, since: s, running: true}, stay},
 		{"one is left", state{clients: 1, since: 100 * s, running: true}, stay},
 		{"none is left", state{since: 100 * s, running: true}, stop},
-		{"none came back", state{since: 100 * s}, forget},
+		{"none is left of those who waited", state{since: s}, forget},
 		{"always", state{always: true}, start},
 		{"always, and it runs", state{always: true, running: true}, stay},
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"rookery/transport"
@@ -14,9 +15,12 @@ import (
 // ErrNotSent says that too few want a file at the moment for it to be sent.
 var ErrNotSent = errors.New("not sent to a group")
 
-// silentFor is how long nothing of a file may come: who gives it to one node
-// alone is at hand.
-const silentFor = 2 * time.Second
+// Who gives a file to one node alone is at hand: of one that is sent, so large a
+// part has to come in so long.
+const (
+	lookAfter = 2 * time.Second
+	leastPart = 32
+)
 
 // File fetches a file of at most limit bytes that the server sends to all who want
 // it at this moment: the error is ErrNotSent when it does not. Nothing is tried twice.
@@ -25,43 +29,55 @@ func (s *Source) File(ctx context.Context, d wire.Digest, limit int64) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	want := wire.Want{Client: r.id, Layer: d, Rate: s.Config.Rate}
-	size := r.tell(ctx, want)
-	switch {
-	case size == 0:
-		err = ErrNotSent
-	case size > limit:
-		err = fmt.Errorf("%d bytes, limit %d", size, limit)
-	}
+	size, err := r.ask(ctx, d, limit)
 	if err != nil {
 		r.conn.Close()
-		want.Done = true
-		r.tell(ctx, want)
 		return nil, fmt.Errorf("%s: %w", d, err)
 	}
 	content := make(memory, size)
 	p := transport.NewPieces(transport.InfoOf(d, size), content)
 	ctx, stop := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
 	defer stop(nil)
-	go func() {
+	watching.Go(func() {
+		tick := time.NewTicker(lookAfter)
+		defer tick.Stop()
 		for seen := int64(0); ; {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(silentFor):
+			case <-tick.C:
 			}
 			now := p.Arrived()
-			if now == seen {
-				stop(fmt.Errorf("%s: nothing of it for %s", d, silentFor))
+			if came := now - seen; came <= size/leastPart {
+				stop(fmt.Errorf("%s: %d of %d bytes in %s", d, came, size, lookAfter))
 				return
 			}
 			seen = now
 		}
-	}()
+	})
 	if err := r.run(ctx, p); p.Missing() > 0 {
 		return nil, err
 	}
 	return content, nil
+}
+
+// ask says that a file is wanted, and returns its size when it is sent.
+func (r *reception) ask(ctx context.Context, d wire.Digest, limit int64) (size int64, err error) {
+	sent, size, err := r.tell(ctx, wire.Want{Client: r.id, Layer: d, Rate: r.Config.Rate})
+	switch {
+	case err != nil:
+		return 0, err // of one who does not answer no answer is awaited again
+	case !sent || size == 0:
+		err = ErrNotSent
+	case size > limit:
+		err = fmt.Errorf("%d bytes, limit %d", size, limit)
+	default:
+		return size, nil
+	}
+	r.leave(ctx, d)
+	return 0, err
 }
 
 // memory is storage for a file.

@@ -68,9 +68,9 @@ func TestFile(t *testing.T) {
 	}{
 		{"too few want it", 0, nil, "not sent to a group"},
 		{"too large", limit + 1, nil, "1048577 bytes, limit 1048576"},
-		{"nothing comes", info.Length, nil, "nothing of it for 2s"},
-		{"something else comes", info.Length, make([]byte, len(content)), "nothing of it for 2s"},
-		{"of another size", info.Length - 5, content, "nothing of it for 2s"},
+		{"nothing comes", info.Length, nil, "0 of 300001 bytes in 2s"},
+		{"something else comes", info.Length, make([]byte, len(content)), "0 of 300001 bytes in 2s"},
+		{"of another size", info.Length - 5, content, "0 of 299996 bytes in 2s"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var d Demand

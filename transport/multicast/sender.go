@@ -67,7 +67,7 @@ func (s *Sender) Run(ctx context.Context) error {
 		if err := r.send(ctx, orders); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("send to %s: %w", s.To, err)
 		}
-		s.hear(ctx, time.Now())
+		s.hear(ctx, r.over)
 	}
 	return nil
 }
@@ -112,6 +112,7 @@ type round struct {
 	pass   uint32
 	cursor []int // row that a block is to go on with: those who lack some want others than before
 	sent   []time.Time
+	over   time.Time // what was sent last: who heard it may have spoken since
 	batch  []byte
 	waits  int // datagrams in batch
 }
@@ -211,9 +212,13 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 			}
 			row := (r.cursor[o.block] + k) % r.all(o.block)
 			h.block, h.row = uint32(o.block), uint16(row)
-			if g.ends && enough {
-				if left := sum(counts) - sent; left <= endsWith {
+			if enough {
+				left := sum(counts) - sent
+				if g.ends && left <= endsWith {
 					h.ends = uint16(left)
+				}
+				if left == 1 {
+					r.over = time.Now()
 				}
 			}
 			sent++
@@ -225,10 +230,9 @@ func (r *round) group(ctx context.Context, g group, last uint32) error {
 	if err := r.flush(ctx); err != nil {
 		return err
 	}
-	now := time.Now()
 	for i, o := range orders {
 		r.cursor[o.block] = (r.cursor[o.block] + counts[i]) % r.all(o.block)
-		r.sent[o.block] = now
+		r.sent[o.block] = r.over
 	}
 	return nil
 }

@@ -455,7 +455,8 @@ func (r *reception) say(ctx context.Context) error {
 		now := time.Now()
 		over := r.over(now)
 		if r.asks() && (!now.Before(next) || over && !quiet) {
-			if r.tell(ctx, r.want(now)) > 0 && times < hopeTimes {
+			// One that is not awaited could be heard after the last word.
+			if sent, _, _ := r.tell(context.WithoutCancel(ctx), r.want(now)); sent && times < hopeTimes {
 				r.mu.Lock()
 				r.hope = time.Now().Add(hopeSaid)
 				r.mu.Unlock()
@@ -472,9 +473,7 @@ func (r *reception) say(ctx context.Context) error {
 		}
 		if err != nil {
 			if times > 0 {
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-				defer cancel()
-				r.tell(ctx, wire.Want{Client: r.id, Layer: r.pieces.Info().Layer, Rate: r.Config.Rate, Done: true})
+				r.leave(ctx, r.pieces.Info().Layer)
 			}
 			return err
 		}
@@ -524,34 +523,46 @@ func (r *reception) want(now time.Time) wire.Want {
 // maxSaid is how many blocks are spoken of. Larger layers are sent as a whole.
 const maxSaid = 64 << 10
 
-// tell returns the size of what is sent, or is about to be; 0: it is not, as far as is known.
-func (r *reception) tell(ctx context.Context, w wire.Want) (size int64) {
+// leave says that a layer or file is wanted no more.
+func (r *reception) leave(ctx context.Context, d wire.Digest) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_, _, _ = r.tell(ctx, wire.Want{Client: r.id, Layer: d, Rate: r.Config.Rate, Done: true}) // it is forgotten if not heard
+}
+
+// tell says what is wanted. It returns whether that is sent, or is about to be, and its
+// size; 0: the server does not say.
+func (r *reception) tell(ctx context.Context, w wire.Want) (sent bool, size int64, err error) {
 	if r.Wants == "" {
-		return 0
+		return false, 0, nil
 	}
 	body, err := json.Marshal(w)
 	if err != nil {
-		return 0
+		return false, 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Wants, bytes.NewReader(body))
 	if err != nil {
-		return 0
+		return false, 0, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := r.Client.Do(req)
 	if err != nil {
-		return 0
+		return false, 0, err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxSending+1))
-	if err != nil || resp.StatusCode != http.StatusAccepted {
-		return 0
+	switch {
+	case err != nil:
+		return false, 0, fmt.Errorf("%s: %w", r.Wants, err)
+	case resp.StatusCode == http.StatusNoContent:
+		return false, 0, nil
+	case resp.StatusCode != http.StatusAccepted:
+		return false, 0, fmt.Errorf("%s: %s", r.Wants, resp.Status)
+	case len(answer) == 0: // it is older
+		return true, 0, nil
 	}
 	said, err := wire.DecodeSending(answer)
-	if err != nil {
-		return 0
-	}
-	return said.Size
+	return err == nil, said.Size, err
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"rookery/netnstest"
@@ -158,6 +159,8 @@ func TestPassEnds(t *testing.T) {
 					if before.ends != 1 || h.ends != 0 {
 						t.Errorf("pass %d begins with %+v after %+v", h.pass, h, before)
 					}
+				case before.ends == 1:
+					t.Errorf("pass %d goes on with %+v after its end, %+v", h.pass, h, before)
 				case before.ends > 0 && h.ends != before.ends-1, before.ends == 0 && h.ends > 0 && h.ends != endsWith:
 					t.Errorf("%+v after %+v", h, before)
 				}
@@ -434,4 +437,54 @@ func TestWantAfterLosses(t *testing.T) {
 	if w := r.want(now); w.Lost != 0 || w.Lacks == nil {
 		t.Errorf("after 100 datagrams: %+v, want nothing lost", w)
 	}
+}
+
+// A round trip is what becomes of a request.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (r roundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return r(req) }
+
+// When the last datagram of a pass came, the node says at once what it lacks, and the others
+// may be asked for it.
+func TestPassIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, rows := rowsOf(t, inFour, 64<<20, false)
+		p := transport.NewPieces(c.info, transporttest.NewMemory(nil))
+		said := make(chan time.Time, 1)
+		client := &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+			said <- time.Now()
+			return &http.Response{StatusCode: http.StatusNoContent, Body: http.NoBody}, nil
+		})}
+		r := &reception{Source: &Source{Wants: "http://192.0.2.1/multicast", Client: client}, pieces: p, col: c, memory: 64 << 20,
+			poke: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+		copy(r.layer[:], c.info.InfoHash[:])
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer func() { stop(); <-said }() // that it wants no more
+		running.Go(func() { r.look(ctx) })
+		running.Go(func() { _ = r.say(ctx) })
+		<-said // at the start
+		hear := func(row int, ends uint16) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.one(append(appendHeader(nil, header{layer: r.layer, seq: uint32(row), row: uint16(row), last: 3, ends: ends}), rows[0][row]...), time.Now())
+		}
+		for row := range 2 {
+			hear(row, 0)
+			time.Sleep(breakAfter - 1)
+		}
+		if !p.Streams() {
+			t.Error("nothing streams in the middle of a pass")
+		}
+		hear(2, 1)
+		synctest.Wait()
+		if p.Streams() {
+			t.Error("something streams when the pass is over")
+		}
+		over := time.Now()
+		if took := (<-said).Sub(over); took > endAfter {
+			t.Errorf("it says what it lacks after %s, want %s at most", took, endAfter)
+		}
+	})
 }
