@@ -390,7 +390,7 @@ func (s *sim) takeOver(n *node) {
 	at := 0
 	for _, e := range n.ends {
 		for i, d := range e.downloads {
-			if (from == nil || d.since.Before(from.downloads[at].since)) && d.taken < rules.MaxTaken && e.Slow(d.since, n.usual[btoi(e.Far)], s.clock) {
+			if (from == nil || d.since.Before(from.downloads[at].since)) && d.taken < rules.MaxTaken && e.Slow(d.since, n.usual[btoi(e.Far)], e.Far && n.nearby.Here(int(d.piece)), s.clock) {
 				from, at = e, i
 			}
 		}

@@ -162,7 +162,7 @@ func (t *Torrent) takeOver(now time.Time) {
 	var slow *download
 	for c := range t.conns {
 		for _, d := range c.open {
-			if (slow == nil || d.since.Before(slow.since)) && d.taken < rules.MaxTaken && !d.reading && c.Slow(d.since, t.usual[btoi(c.Far)], now) {
+			if (slow == nil || d.since.Before(slow.since)) && d.taken < rules.MaxTaken && !d.reading && c.Slow(d.since, t.usual[btoi(c.Far)], t.nearby.Here(d.piece), now) {
 				from, slow = c, d
 			}
 		}

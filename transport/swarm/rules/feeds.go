@@ -153,9 +153,10 @@ func TooSlow(since time.Time, usually time.Duration, now time.Time) bool {
 }
 
 // Slow is TooSlow for a piece that was asked of this peer. From another rack it waits
-// in lines on its way, and a second one would only make them longer.
-func (f *Feed) Slow(since time.Time, usually time.Duration, now time.Time) bool {
-	return TooSlow(since, usually, now) && (!f.Far || now.Sub(since) > StallAfter)
+// in lines on its way, and a second one would only make them longer, unless somebody
+// near has it by now.
+func (f *Feed) Slow(since time.Time, usually time.Duration, here bool, now time.Time) bool {
+	return TooSlow(since, usually, now) && (!f.Far || here || now.Sub(since) > StallAfter)
 }
 
 // Usually is how long a thing takes, after it took so long once more.
