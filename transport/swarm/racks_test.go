@@ -92,11 +92,11 @@ func TestFarPieces(t *testing.T) {
 		late := attach(t, torrent, nodePrefix, 11)
 		late.says(t, "r2")
 		late.hears(t, have(others[0]), pp.Message{Type: pp.Unchoke})
-		time.Sleep(4 * time.Second)
+		time.Sleep(time.Second)
 		if got := asked(late); len(got) != 0 {
 			t.Errorf("it asks for %v, which a mate is to bring in", got)
 		}
-		for range 50 { // it is the fourth in line at the most
+		for range 12 { // it is the fourth in line at the most
 			if time.Sleep(250 * time.Millisecond); len(asked(late)) > 0 {
 				break
 			}
@@ -132,7 +132,7 @@ func TestASilentMateIsNotNear(t *testing.T) {
 		if !asked(mate) || asked(far) {
 			t.Fatalf("asks the mate: %v, the far one: %v; want the mate alone", asked(mate), asked(far))
 		}
-		late := time.After(15 * time.Second) // the mate may have drawn the lower lot
+		late := time.After(8 * time.Second) // the mate may have drawn the lower lot
 		for !asked(far) {
 			select {
 			case <-far.woken:

@@ -20,8 +20,8 @@ const (
 	minMates  = 6  // of its own rack that a node looks for beyond Wanted
 	minFree   = 2  // places that it leaves to those who look for it
 
-	asleep    = 5 * time.Second // without a piece, while we got one: others bring in what it should
-	turnAfter = 5 * time.Second // with nothing else on its way: so does who has drawn the next lot
+	asleep    = 2 * time.Second // without a piece, while we got one: others bring in what it should
+	turnAfter = time.Second     // with nothing else on its way: so does who has drawn the next lot
 )
 
 // lot is what a peer has drawn for a piece. The lowest brings it in.
