@@ -399,14 +399,18 @@ func (s *sim) takeOver(n *node) {
 		return
 	}
 	slow := from.downloads[at]
+	var to *end
 	for _, e := range n.ends {
-		if e != from && e.Open == 0 && !e.Choked && e.has.Has(int(slow.piece)) && !s.clock.Before(e.Paused) && !(e.Far && n.nearby.Here(int(slow.piece))) {
-			s.strike(from, at)
-			s.say(from, cancel, requestSize*s.blocks, slow.piece, 0)
-			s.order(e, download{piece: slow.piece, taken: slow.taken + 1, since: s.clock})
-			return
+		if e != from && e.Open == 0 && !e.Choked && e.has.Has(int(slow.piece)) && !s.clock.Before(e.Paused) && !(e.Far && n.nearby.Here(int(slow.piece))) && (to == nil || e.Gained.After(to.Gained)) {
+			to = e
 		}
 	}
+	if to == nil {
+		return
+	}
+	s.strike(from, at)
+	s.say(from, cancel, requestSize*s.blocks, slow.piece, 0)
+	s.order(to, download{piece: slow.piece, taken: slow.taken + 1, since: s.clock})
 }
 
 // abandon gives back what a connection was fetching.

@@ -81,6 +81,36 @@ func TestALowLimit(t *testing.T) {
 	}
 }
 
+// What is taken from a slow peer is asked of one that told of a piece lately: others may be dead.
+func TestTheLivelyTakeOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		t.Cleanup(end)
+		s.server().host.cut.Store(true)
+		torrent := s.node(s.rate).torrent
+		asked := func(c *conn) bool {
+			torrent.mu.Lock()
+			defer torrent.mu.Unlock()
+			return len(c.open) > 0
+		}
+		says := func(c *conn) {
+			c.hears(t, pp.Message{Type: pp.Have, Index: 7}, pp.Message{Type: pp.Unchoke})
+		}
+		lively := attach(t, torrent, nodePrefix, 0)
+		for n := range 8 {
+			says(attach(t, torrent, nodePrefix, 1+n))
+		}
+		time.Sleep(rules.SlowAfter / 2)
+		if says(lively); asked(lively) {
+			t.Fatal("a piece is asked for twice")
+		}
+		time.Sleep(rules.SlowAfter)
+		if !asked(lively) {
+			t.Error("the piece is asked of another one")
+		}
+	})
+}
+
 // stranger is a connection of a client that says some messages and reads nothing.
 func (s *site) stranger(t *testing.T, to member, id string, say ...pp.Message) net.Conn {
 	t.Helper()

@@ -170,15 +170,19 @@ func (t *Torrent) takeOver(now time.Time) {
 	if slow == nil {
 		return
 	}
+	var to *conn
 	for c := range t.conns {
-		if c != from && len(c.open) == 0 && !c.Choked && (slow.holes == nil || c.ours && c.origin == transport.FromPeer && c.doubts < maxDoubts) && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) {
-			from.forgo(slow, true)
-			next := newDownload(slow.piece, slow.buf, slow.holes, c.block, now)
-			next.taken = slow.taken + 1
-			t.askFor(c, next)
-			return
+		if c != from && len(c.open) == 0 && !c.Choked && (slow.holes == nil || c.ours && c.origin == transport.FromPeer && c.doubts < maxDoubts) && c.has.Has(slow.piece) && !now.Before(c.Paused) && !(c.Far && t.nearby.Here(slow.piece)) && (to == nil || c.Gained.After(to.Gained)) {
+			to = c // who is dead has told of nothing lately
 		}
 	}
+	if to == nil {
+		return
+	}
+	from.forgo(slow, true)
+	next := newDownload(slow.piece, slow.buf, slow.holes, to.block, now)
+	next.taken = slow.taken + 1
+	t.askFor(to, next)
 }
 
 // forgo strikes a piece off the list of a connection. Blocks of it may still come.
