@@ -238,7 +238,7 @@ func (s *sim) lookAround(n *node) {
 		far += btoi(e.Far)
 	}
 	for _, c := range n.known {
-		if rules.Enough(count, far) {
+		if rules.Enough(count, far, n.abroad) {
 			break
 		}
 		if c.dialing || count >= rules.Wanted && c.fails > 0 || s.now < c.next || connected(n, c.n) {

@@ -67,6 +67,7 @@ type node struct {
 	usual   [2]time.Duration // from near and from far
 	gained  time.Time        // its latest piece
 	nearby  rules.Nearby     // where there are racks
+	abroad  bool             // it has met nodes of other racks
 	key     [20]byte         // its peer id
 	round   int              // of telling
 	downs   int64            // bytes a second, lately

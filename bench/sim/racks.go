@@ -13,6 +13,7 @@ func (s *sim) stands(e *end) {
 		return
 	}
 	s.recount(e, func() { e.Stand(s.rackName(e.peer.n), s.rackName(e.n)) })
+	e.n.abroad = e.n.abroad || e.Far
 	e.n.nearby.Redraw()
 	s.crowd(e)
 }

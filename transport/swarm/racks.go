@@ -52,6 +52,7 @@ func (c *conn) moves(rack string) {
 func (c *conn) place() {
 	c.recount(func() { c.Stand(c.rack, c.t.rack) })
 	c.Mate = c.Mate && c.ours
+	c.t.abroad = c.t.abroad || c.Far
 	c.t.nearby.Redraw()
 }
 

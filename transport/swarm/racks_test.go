@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/anacrolix/torrent/bencode"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+
+	"rookery/transport/swarm/rules"
 )
 
 // says has a peer say where it stands.
@@ -278,6 +281,37 @@ func TestSmallRacks(t *testing.T) {
 		have(all)
 		if again := dials() - before; again > len(p.nodes)/3 {
 			t.Errorf("%d connections are tried after %d", again, before)
+		}
+	})
+}
+
+// Who has met nodes of other racks and has none of them left looks for more, beside as
+// many mates as it likes.
+func TestSomebodyAbroad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, end := newSite(t, 16)
+		t.Cleanup(end)
+		s.server().host.cut.Store(true)
+		torrent := s.node(s.rate).torrent
+		torrent.mu.Lock()
+		torrent.stands("r1")
+		torrent.mu.Unlock()
+		for n := range rules.Wanted {
+			attach(t, torrent, nodePrefix, n).says(t, "r1")
+		}
+		known := lanAddr(200)
+		looks := func() bool {
+			torrent.learn([]netip.AddrPort{known})
+			return slices.ContainsFunc(torrent.candidates(time.Now()), func(c *candidate) bool { return c.addr == known })
+		}
+		if looks() {
+			t.Error("in one rack it looks for more")
+		}
+		far := attach(t, torrent, nodePrefix, rules.Wanted)
+		far.says(t, "r2")
+		torrent.detach(far)
+		if !looks() {
+			t.Error("where there are others it does not look for more")
 		}
 	})
 }

@@ -47,6 +47,7 @@ type Torrent struct {
 	usual   [2]time.Duration // that a piece takes, from near and from far
 	rack    string           // where we stand, as a tracker says
 	nearby  rules.Nearby
+	abroad  bool      // it has met nodes of other racks
 	gained  time.Time // our latest piece
 	down    int64     // bytes a second, lately
 	up      int64     // bytes a second, lately
@@ -444,7 +445,7 @@ func (t *Torrent) candidates(now time.Time) []*candidate {
 	}
 	var out []*candidate
 	for _, c := range t.known {
-		if rules.Enough(count, far) || t.gone || t.failure != nil {
+		if rules.Enough(count, far, t.abroad) || t.gone || t.failure != nil {
 			break
 		}
 		if c.dialing || count >= rules.Wanted && c.fails > 0 || met[c.id] || at[c.addr] || now.Before(c.next) || t.peer.isBanned(c.addr.Addr()) {

@@ -17,6 +17,7 @@ const (
 	MaxGuests = 4  // connections of a node for which there is no place, until they say where they stand
 	FarBatch  = 4  // times as long other racks wait for news
 	minFar    = 4  // connections to other racks that those to mates leave room for
+	leastFar  = 2  // of these that a node looks for beyond Wanted
 	minMates  = 6  // of its own rack that a node looks for beyond Wanted
 	minFree   = 2  // places that it leaves to those who look for it
 
@@ -60,8 +61,11 @@ func (f *Feed) Stand(theirs, ours string) {
 // Enough says whether a node with so many connections, those to servers not counted,
 // looks for no more. Who has few mates to be fed by looks on, once with each that it knows,
 // and they take the places of far ones: what mates have is not asked of another rack.
-func Enough(count, far int) bool {
-	return count >= Wanted && (far <= minFar || count-far >= minMates || count >= MaxNode-minFree)
+// So does who knows nodes of other racks, abroad, and has hardly anybody there:
+// it could not bring in what it draws.
+func Enough(count, far int, abroad bool) bool {
+	return count >= Wanted && (far <= minFar || count-far >= minMates) && (far >= leastFar || !abroad) ||
+		count >= MaxNode-minFree
 }
 
 // Crowded is whose connection ends where there are more than places, when p of the

@@ -252,18 +252,23 @@ func TestCrowded(t *testing.T) {
 func TestEnough(t *testing.T) {
 	for _, tt := range []struct {
 		count, far int
+		abroad  bool
 		want       bool
 	}{
-		{Wanted - 1, 0, false},
-		{Wanted, 0, true},
-		{Wanted, minFar, true},
-		{Wanted, Wanted - minMates, true},
-		{Wanted, Wanted - minMates + 1, false},
-		{MaxNode - minFree - 1, MaxNode - minFree - 1, false},
-		{MaxNode - minFree, MaxNode - minFree, true},
+		{Wanted - 1, 0, false, false},
+		{Wanted, 0, false, true},
+		{Wanted, leastFar - 1, true, false},
+		{Wanted, leastFar, true, true},
+		{Wanted, minFar, true, true},
+		{Wanted, Wanted - minMates, true, true},
+		{Wanted, Wanted - minMates + 1, true, false},
+		{MaxNode - minFree - 1, 0, true, false},
+		{MaxNode - minFree, 0, true, true},
+		{MaxNode - minFree - 1, MaxNode - minFree - 1, true, false},
+		{MaxNode - minFree, MaxNode - minFree, true, true},
 	} {
-		if got := Enough(tt.count, tt.far); got != tt.want {
-			t.Errorf("Enough(%d, %d): %v, want %v", tt.count, tt.far, got, tt.want)
+		if got := Enough(tt.count, tt.far, tt.abroad); got != tt.want {
+			t.Errorf("Enough(%d, %d, %v): %v, want %v", tt.count, tt.far, tt.abroad, got, tt.want)
 		}
 	}
 }
