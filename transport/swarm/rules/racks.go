@@ -18,7 +18,7 @@ const (
 	FarBatch  = 4  // times as long other racks wait for news
 	minFar    = 4  // connections to other racks that those to mates leave room for
 	leastFar  = 2  // of these that a node looks for beyond Wanted
-	minMates  = 6  // of its own rack that a node looks for beyond Wanted
+	minMates  = 8  // of its own rack that a node looks for beyond Wanted
 	minFree   = 2  // places that it leaves to those who look for it
 
 	asleep    = 2 * time.Second // without a piece, while we got one: others bring in what it should
