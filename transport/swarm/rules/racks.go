@@ -22,7 +22,7 @@ const (
 	minFree   = 2  // places that it leaves to those who look for it
 
 	asleep    = 2 * time.Second // without a piece, while we got one: others bring in what it should
-	turnAfter = time.Second / 2 // with nothing else on its way: so does who has drawn the next lot
+	turnAfter = time.Second     // with nothing else on its way: so does who has drawn the next lot
 )
 
 // lot is what a peer has drawn for a piece. The lowest brings it in.
