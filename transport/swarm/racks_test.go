@@ -95,7 +95,7 @@ func TestFarPieces(t *testing.T) {
 		late := attach(t, torrent, nodePrefix, 11)
 		late.says(t, "r2")
 		late.hears(t, have(others[0]), pp.Message{Type: pp.Unchoke})
-		time.Sleep(time.Second)
+		time.Sleep(time.Second / 2)
 		if got := asked(late); len(got) != 0 {
 			t.Errorf("it asks for %v, which a mate is to bring in", got)
 		}
