@@ -252,7 +252,7 @@ func TestCrowded(t *testing.T) {
 func TestEnough(t *testing.T) {
 	for _, tt := range []struct {
 		count, far int
-		abroad  bool
+		abroad     bool
 		want       bool
 	}{
 		{Wanted - 1, 0, false, false},
