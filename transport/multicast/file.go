@@ -15,8 +15,8 @@ import (
 // ErrNotSent says that too few want a file at the moment for it to be sent.
 var ErrNotSent = errors.New("not sent to a group")
 
-// Who gives a file to one node alone is at hand: of one that is sent, so large a
-// part has to come in so long.
+// A file can be had otherwise, too, so there is little patience: in so long, so large a
+// part of it has to come.
 const (
 	lookAfter = 2 * time.Second
 	leastPart = 32
