@@ -451,10 +451,11 @@ var sayAfter = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second}
 func (r *reception) say(ctx context.Context) error {
 	tick := time.NewTicker(endAfter / 2)
 	defer tick.Stop()
+	told := uint32(0) // of which pass that it is over
 	for next, times, quiet := time.Now(), 0, false; ; {
 		now := time.Now()
-		over := r.over(now)
-		if r.asks() && (!now.Before(next) || over && !quiet) {
+		pass, over := r.over(now)
+		if r.asks() && (!now.Before(next) || over && (!quiet || pass != told)) { // one may take less than a tick
 			// One that is not awaited could be heard after the last word.
 			if sent, _, _ := r.tell(context.WithoutCancel(ctx), r.want(now)); sent && times < hopeTimes {
 				r.mu.Lock()
@@ -464,7 +465,9 @@ func (r *reception) say(ctx context.Context) error {
 			next = time.Now().Add(sayAfter[min(times, len(sayAfter)-1)])
 			times++
 		}
-		quiet = over
+		if quiet = over; over {
+			told = pass
+		}
 		err := r.lossy()
 		select {
 		case <-tick.C:
@@ -497,11 +500,14 @@ func (r *reception) lossy() error {
 	return fmt.Errorf("%w: %.0f %% of what was sent", errLossy, 100*r.col.share)
 }
 
-// over says whether a pass has ended: the sender waits to hear what is lacked.
-func (r *reception) over(now time.Time) bool {
+// over says whether a pass has ended, and which: the sender waits to hear what is lacked.
+func (r *reception) over(now time.Time) (pass uint32, over bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.col != nil && r.col.broken(now)
+	if r.col == nil {
+		return 0, false
+	}
+	return r.col.pass, r.col.broken(now)
 }
 
 func (r *reception) want(now time.Time) wire.Want {
