@@ -232,8 +232,8 @@ func (t *Torrent) tellLoop(ctx context.Context) {
 			case <-more:
 			}
 		}
-		sleep(ctx, batch)
 		streams := t.pieces.Streams()
+		sleep(ctx, batch)
 		for end := time.Now().Add(castBatch); t.pieces.Streams() && time.Now().Before(end) && ctx.Err() == nil; {
 			sleep(ctx, batch)
 		}
