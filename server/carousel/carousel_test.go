@@ -124,11 +124,13 @@ func TestHear(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layer := wire.DigestOf(nil)
-		var asked atomic.Int64
+		var calls atomic.Int64
+		asked := make(chan struct{}, 100)
 		c := &Carousel{MinClients: 1, Wait: time.Minute, Rate: 1 << 20, Group: "239.192.0.0/16", Log: slog.New(slog.DiscardHandler),
 			Quiet: func(wire.Digest, bool) {},
 			Layers: func(wire.Digest) (Layer, bool) {
-				return Layer{}, asked.Add(1) == 1 // withdrawn after it was asked for
+				asked <- struct{}{}
+				return Layer{}, calls.Add(1) == 1 // withdrawn after it was asked for
 			}}
 		ended := make(chan error, 1)
 		ctx, stop := context.WithCancel(t.Context())
@@ -137,10 +139,13 @@ func TestRun(t *testing.T) {
 		if _, err := c.Hear(wire.Want{Client: "a", Layer: layer}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(maxSettle + 2*retryAfter)
-		synctest.Wait()
-		if n := asked.Load(); n < 3 {
-			t.Errorf("tried %d times, want 2 at least", n-1)
+		late := time.After(maxSettle + 2*retryAfter)
+		for n := range 3 { // once for the word, and twice to send
+			select {
+			case <-asked:
+			case <-late:
+				t.Fatalf("tried %d times, want 2 at least", n-1)
+			}
 		}
 		time.Sleep(time.Minute)
 		c.mu.Lock()

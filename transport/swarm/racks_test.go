@@ -95,14 +95,16 @@ func TestFarPieces(t *testing.T) {
 		late := attach(t, torrent, nodePrefix, 11)
 		late.says(t, "r2")
 		late.hears(t, have(others[0]), pp.Message{Type: pp.Unchoke})
-		time.Sleep(time.Second / 2)
-		if got := asked(late); len(got) != 0 {
-			t.Errorf("it asks for %v, which a mate is to bring in", got)
-		}
-		for range 12 { // it is the fourth in line at the most
-			if time.Sleep(250 * time.Millisecond); len(asked(late)) > 0 {
-				break
+		begin := time.Now()
+		for end := time.After(7 * time.Second / 2); len(asked(late)) == 0; { // it is the fourth in line at the most
+			select {
+			case <-late.woken:
+			case <-end:
+				t.Fatalf("it does not ask for %d, which no mate has brought in", others[0])
 			}
+		}
+		if took := time.Since(begin); took <= time.Second/2 {
+			t.Errorf("after %v it asks for %v, which a mate is to bring in", took, asked(late))
 		}
 		if got := asked(late); !slices.Equal(got, []int{others[0]}) {
 			t.Errorf("it asks for %v, want %d, which no mate has brought in", got, others[0])
