@@ -86,8 +86,7 @@ func TestTheLivelyTakeOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 16)
 		t.Cleanup(end)
-		s.server().host.cut.Store(true)
-		torrent := s.node(s.rate).torrent
+		torrent := s.lonely("")
 		asked := func(c *conn) bool {
 			torrent.mu.Lock()
 			defer torrent.mu.Unlock()

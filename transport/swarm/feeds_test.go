@@ -190,8 +190,7 @@ func TestWhatAServerHears(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 16)
 		t.Cleanup(end)
-		s.server().host.cut.Store(true)
-		torrent := s.node(s.rate).torrent
+		torrent := s.lonely("")
 		server := attach(t, torrent, serverPrefix, 0)
 		for n := 1; n < 3; n++ { // it is of interest still when it has given one of them
 			if err := server.handle(&pp.Message{Type: pp.Have, Index: pp.Integer(n)}); err != nil {

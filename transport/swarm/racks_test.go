@@ -118,11 +118,7 @@ func TestASilentMateIsNotNear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 16)
 		t.Cleanup(end)
-		s.server().host.cut.Store(true)
-		torrent := s.node(s.rate).torrent
-		torrent.mu.Lock()
-		torrent.stands("r1")
-		torrent.mu.Unlock()
+		torrent := s.lonely("r1")
 		mate, far := attach(t, torrent, nodePrefix, 1), attach(t, torrent, nodePrefix, 2)
 		mate.says(t, "r1")
 		far.says(t, "r2")
@@ -293,11 +289,7 @@ func TestSomebodyAbroad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, end := newSite(t, 16)
 		t.Cleanup(end)
-		s.server().host.cut.Store(true)
-		torrent := s.node(s.rate).torrent
-		torrent.mu.Lock()
-		torrent.stands("r1")
-		torrent.mu.Unlock()
+		torrent := s.lonely("r1")
 		for n := range rules.Wanted {
 			attach(t, torrent, nodePrefix, n).says(t, "r1")
 		}

@@ -49,6 +49,19 @@ func newSite(t *testing.T, pieces int) (s *site, end func()) {
 	}
 }
 
+// lonely is a node that meets nobody by itself, since the server does not answer. It
+// stands in a rack; "": in none.
+func (s *site) lonely(rack string) *Torrent {
+	s.server().host.cut.Store(true)
+	torrent := s.node(s.rate).torrent
+	if rack != "" {
+		torrent.mu.Lock()
+		defer torrent.mu.Unlock()
+		torrent.stands(rack)
+	}
+	return torrent
+}
+
 // A member is a peer that can be switched off.
 type member struct {
 	host    *lanHost
