@@ -34,11 +34,10 @@ const FromNodes = "from=nodes"
 
 // Bounds of what is accepted from the network, in bytes.
 const (
-	MaxHello  = 256 << 10
-	MaxScript = 1 << 20
-	MaxEvents = 1 << 20
-	MaxWant   = 128 << 10
-
+	MaxHello   = 256 << 10
+	MaxScript  = 1 << 20
+	MaxEvents  = 1 << 20
+	MaxWant    = 128 << 10
 	MaxSending = 1 << 10
 )
 

@@ -55,11 +55,11 @@ type job struct {
 // A sending is the life of a job, from the first word of a node.
 type sending struct {
 	demand  multicast.Demand
-	settle  time.Duration
-	enough  bool        // wanted it at a time, and were told that it is about to be sent
-	first   time.Time   // somebody wanted it
-	came    []time.Time // nodes, lately
-	tried   time.Time   // it was started last
+	settle  time.Duration // in what time others have to come to be waited for
+	enough  bool          // wanted it at a time, and were told that it is about to be sent
+	first   time.Time     // somebody wanted it
+	came    []time.Time   // nodes, lately
+	tried   time.Time     // it was started last
 	running bool
 	quiet   bool
 }
@@ -80,11 +80,11 @@ func repairs(nodes, served int, runs time.Duration) bool {
 const maxJobs = 64
 
 // maxSettle is in what time as many as a tenth of the nodes have to come for more to be
-// waited for, at the most. Who comes later has the next pass, for which nobody who comes
-// together has to wait longer than for the others: of what is sent in less time, more are
-// waited for as long as sending it takes.
+// waited for, at the most. Who comes later has the next pass.
 const maxSettle = 500 * time.Millisecond
 
+// settle is that time for size bytes: as long as sending them takes, since who comes too
+// late waits no longer than that for the next pass.
 func (c *Carousel) settle(size, rate int64) time.Duration {
 	takes := float64(size) / float64(c.rate(rate)) // seconds
 	return time.Duration(min(takes, maxSettle.Seconds()) * float64(time.Second))

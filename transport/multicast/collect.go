@@ -385,9 +385,9 @@ func (c *collector) trusted(now time.Time) bool {
 }
 
 // expected says of each piece whether it comes by itself: those ahead of the
-// sender in this pass, those of blocks that it is at by turns, and of a block that it has passed all but as many as
-// others have to bring to make it complete, and twice as many each time that these
-// are due and it is not. nil when nothing comes.
+// sender in this pass, those of blocks that it is at by turns, and of a block that it
+// has passed all but as many as others have to bring to make it complete, and twice as
+// many each time that these are due and it is not. nil when nothing comes.
 func (c *collector) expected(now time.Time) []bool {
 	if !c.trusted(now) {
 		return nil
